@@ -1,0 +1,238 @@
+"""A V2 client over HTTP: one pool of connections, binary tensors by default, one deadline a call.
+
+Knows aiohttp and the codec; knows no model.  Every failure is one of `oip.errors`, with the meaning
+that a caller of the caller can be told: unreachable and 503 are Unavailable, the deadline is
+DeadlineExceeded, nonsense is BadAnswer, anything else keeps the status it came with.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import aiohttp
+
+from oip import http_codec, json_text
+from oip.client.address import Address
+from oip.errors import (
+    BadAnswer,
+    DeadlineExceeded,
+    InferenceError,
+    InvalidArgument,
+    Unavailable,
+    error_for_status,
+)
+from oip.messages import InferenceRequest, InferenceResponse, ModelMetadata
+from oip.timing import parse_header
+
+HandOff = Literal["binary", "json"]
+
+MAX_ANSWER_BYTES = 1 << 30
+"""An answer longer than a gibibyte is refused: no predictor of pictures means that."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often to try again.  Inference is idempotent, so a call that got no answer may be repeated."""
+
+    attempts: int = 3
+    first_delay_seconds: float = 0.02
+
+    def delay(
+        self, attempt: int, error: InferenceError, now: float, deadline: float | None, jitter: float
+    ) -> float | None:
+        """Seconds to wait before the next attempt, or None to give up.
+
+        `attempt` counts from 1; `jitter` is a random number in [0, 1).  Only Unavailable is worth
+        another attempt, and only if the wait ends before the deadline.
+        """
+        if attempt >= self.attempts or not isinstance(error, Unavailable):
+            return None
+        seconds = self.first_delay_seconds * 2 ** (attempt - 1) * (0.5 + jitter)
+        return None if deadline is not None and now + seconds >= deadline else seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response and where the server says its time went: {stage: (milliseconds, description)}."""
+
+    response: InferenceResponse
+    stages: Mapping[str, tuple[float, str]]
+
+
+class HttpClient:
+    """Calls one V2 server.  Create it inside a running event loop; close it there.
+
+    Args:
+        timeout_seconds: the longest a call may take where the caller sets no earlier deadline.
+        connections: how many connections may be open at once; further calls wait for one.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        timeout_seconds: float = 60.0,
+        connect_timeout_seconds: float = 2.0,
+        connections: int = 64,
+        hand_off: HandOff = "binary",
+        retries: RetryPolicy = RetryPolicy(),
+    ) -> None:
+        self.address = address
+        self.hand_off: HandOff = hand_off
+        self._timeout_seconds = timeout_seconds
+        self._retries = retries
+        connector: aiohttp.BaseConnector
+        if address.unix_socket:
+            connector = aiohttp.UnixConnector(address.unix_socket, limit=connections)
+        else:
+            connector = aiohttp.TCPConnector(limit=connections, ttl_dns_cache=10)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            # The deadline is ours (see `_attempt`); aiohttp's own timers would be a second one.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds),
+            auto_decompress=True,
+            skip_auto_headers=("User-Agent",),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def infer(
+        self, request: InferenceRequest, *, deadline: float | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """One inference call.
+
+        Args:
+            deadline: a reading of `time.monotonic` by which the answer must be here.
+            headers: sent along, beside the codec's own.
+
+        Raises:
+            InferenceError: see the module's docstring.
+        """
+        limit = time.monotonic() + self._timeout_seconds
+        deadline = limit if deadline is None else min(deadline, limit)
+        version = f"/versions/{request.model_version}" if request.model_version else ""
+        path = f"/v2/models/{request.model_name}{version}/infer"
+        encoded = http_codec.encode_request(request, binary=self.hand_off == "binary")
+        body = encoded.body()
+        status, answer_headers, answer = await self._call(
+            "POST", path, deadline, body, {**(headers or {}), **encoded.headers}
+        )
+        if status != 200:
+            raise _error(status, answer, answer_headers)
+        response = http_codec.decode_response(answer, answer_headers.get(http_codec.HEADER_LENGTH))
+        return Answer(response, parse_header(answer_headers.get("Server-Timing", "")))
+
+    async def model_ready(self, name: str, version: str = "", *, timeout_seconds: float = 2.0) -> bool:
+        """Whether the server says that the model can serve.  Triton's empty body and KServe's JSON both count."""
+        status, _, body = await self._get(_model_path(name, version) + "/ready", timeout_seconds)
+        if status != 200:
+            return False
+        try:
+            document = json_text.loads(body) if body.strip() else {}
+        except InvalidArgument:
+            return True
+        return not (isinstance(document, dict) and document.get("ready") is False)
+
+    async def model_metadata(self, name: str, version: str = "", *, timeout_seconds: float = 5.0) -> ModelMetadata:
+        """The model's inputs and outputs.
+
+        Raises:
+            NotFound: the server has no such model.
+            BadAnswer: the answer is no metadata.
+        """
+        status, headers, body = await self._get(_model_path(name, version), timeout_seconds)
+        if status != 200:
+            raise _error(status, body, headers)
+        return http_codec.decode_model_metadata(body)
+
+    async def model_config(
+        self, name: str, version: str = "", *, timeout_seconds: float = 5.0
+    ) -> Mapping[str, Any] | None:
+        """The model configuration as JSON, or None where the server has no such route."""
+        status, headers, body = await self._get(_model_path(name, version) + "/config", timeout_seconds)
+        if status in (404, 405, 501):
+            return None
+        if status != 200:
+            raise _error(status, body, headers)
+        try:
+            document = json_text.loads(body)
+        except InvalidArgument as error:
+            raise BadAnswer(f"the predictor's model configuration is unreadable: {error.message}") from None
+        if not isinstance(document, dict):
+            raise BadAnswer("the predictor's model configuration is no JSON object")
+        return document
+
+    async def _get(self, path: str, timeout_seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+        return await self._attempt("GET", path, time.monotonic() + timeout_seconds, None, {})
+
+    async def _call(
+        self, method: str, path: str, deadline: float, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """`_attempt`, again where the retry policy says so."""
+        attempt = 1
+        while True:
+            try:
+                status, answer_headers, answer = await self._attempt(method, path, deadline, body, headers)
+                if status != 503:
+                    return status, answer_headers, answer
+                error: InferenceError = _error(status, answer, answer_headers)
+            except Unavailable as unreachable:
+                error = unreachable
+            delay = self._retries.delay(attempt, error, time.monotonic(), deadline, random.random())
+            if delay is None:
+                raise error
+            await asyncio.sleep(delay)
+            attempt += 1
+
+    async def _attempt(
+        self, method: str, path: str, deadline: float, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """One exchange: (status, headers, body).  The only place that touches the network."""
+        try:
+            async with (
+                asyncio.timeout(max(0.0, deadline - time.monotonic())),
+                self._session.request(
+                    method, self.address.base_url + path, data=body, headers=headers, allow_redirects=False
+                ) as response,
+            ):
+                if (response.content_length or 0) > MAX_ANSWER_BYTES:
+                    raise BadAnswer(f"the predictor's answer is longer than {MAX_ANSWER_BYTES} bytes")
+                return response.status, response.headers, await response.read()
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            raise Unavailable("the predictor cannot be reached", retry_after_seconds=1) from None
+        except TimeoutError:
+            raise DeadlineExceeded("the predictor did not answer in time") from None
+        except (aiohttp.ClientError, ValueError):
+            # A payload that breaks off, headers that are no HTTP, a body that does not decompress.
+            raise BadAnswer("the predictor's answer is no valid HTTP or breaks off") from None
+
+
+def _model_path(name: str, version: str) -> str:
+    return f"/v2/models/{name}" + (f"/versions/{version}" if version else "")
+
+
+def _error(status: int, body: bytes, headers: Mapping[str, str]) -> InferenceError:
+    """What an answer other than 200 means, in the predictor's own words where it sent any."""
+    if 200 < status < 400:
+        return BadAnswer(f"the predictor answered with status {status}, which no V2 server does")
+    try:
+        document = json_text.loads(body)
+        message = document.get("error") or document.get("detail") if isinstance(document, dict) else None
+    except InvalidArgument:
+        message = None
+    retry_after = headers.get("Retry-After", "")
+    return error_for_status(status)(
+        message if isinstance(message, str) else f"the predictor answered with status {status}",
+        retry_after_seconds=int(retry_after) if retry_after.isascii() and retry_after.isdigit() else None,
+    )

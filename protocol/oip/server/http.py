@@ -1,0 +1,301 @@
+"""The HTTP service: routes over a `DataPlane`, one door that every request passes, one error body.
+
+Knows aiohttp and the codec; knows no model and no picture.  The door (`_Door`) admits, names,
+times and counts a request, and turns whatever was raised into the error body; the handlers below
+it only translate between HTTP and the data plane.
+"""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import http_exceptions, web
+
+from oip import http_codec, json_text
+from oip.errors import (
+    ErrorCode,
+    InferenceError,
+    Internal,
+    InvalidArgument,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+    TooSlow,
+    Unavailable,
+    error_for_status,
+)
+from oip.server.data_plane import DataPlane, RequestContext
+from oip.server.metrics import ServerMetrics
+from oip.server.settings import ServerSettings
+
+logger = logging.getLogger("tandem.access")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+CONTEXT: web.RequestKey[RequestContext] = web.RequestKey("context", RequestContext)
+
+REQUEST_ID = "x-request-id"
+ENVOY_TIMEOUT = "x-envoy-expected-rq-timeout-ms"
+
+_SAFE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+"""Printable, short, no line breaks: an id goes into headers and logs."""
+
+
+class Http:
+    """The aiohttp application over a data plane.
+
+    A process adds routes of its own to `app`.  `draining` is set by the service once it has been asked
+    to stop.
+    """
+
+    def __init__(self, plane: DataPlane, settings: ServerSettings, metrics: ServerMetrics) -> None:
+        self.plane = plane
+        self.settings = settings
+        self.metrics = metrics
+        self.draining = False
+        self.in_flight = 0
+        self._idle: asyncio.Future[None] | None = None
+        # The body limit is ours (`read_body`): aiohttp's own would count for request.read() alone.
+        self.app = web.Application(middlewares=[self._door])
+        self.app.add_routes([*self._v2_routes(), web.get("/metrics", self.metrics_page)])
+
+    async def idle(self) -> None:
+        """Return once no request is in flight."""
+        if self.in_flight:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
+
+    # --- the door -----------------------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        context = RequestContext(request_id(request), deadline(request), headers_of(request))
+        request[CONTEXT] = context
+        self.in_flight += 1
+        try:
+            if self.in_flight > self.settings.max_in_flight and not _is_probe(request):
+                raise Unavailable(
+                    f"{self.settings.max_in_flight} requests are in flight, the limit; try again", retry_after_seconds=1
+                )
+            response = await handler(request)
+        except InferenceError as error:
+            response = error_response(error, context)
+        except web.HTTPException as error:
+            response = error_response(_of_aiohttp(error, request), context, error.headers)
+        except Exception:
+            logger.exception("request %s failed; this is a bug", context.request_id)
+            response = error_response(Internal("the server failed; its log tells more under this request id"), context)
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight and self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+        context.stopwatch.lap("finish")
+        response.headers["Server-Timing"] = context.stopwatch.header()
+        response.headers[REQUEST_ID] = context.request_id
+        response.headers["Server"] = "tandem"
+        if self.draining:
+            response.force_close()
+        self.metrics.request(request.method, _route(request), response.status, context.stopwatch.laps)
+        if self.settings.access_log:
+            _log_access(request, response, context)
+        return response
+
+    # --- V2 -----------------------------------------------------------------------------------------------------------
+
+    def _v2_routes(self) -> list[web.RouteDef]:
+        routes = [
+            web.get("/v2", self._server_metadata),
+            web.get("/v2/health/live", self._live),
+            web.get("/v2/health/ready", self._ready),
+        ]
+        for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            routes += [
+                web.get(model, self._model_metadata),
+                web.get(f"{model}/ready", self._model_ready),
+                web.get(f"{model}/config", self._model_config),
+                web.post(f"{model}/infer", self._infer),
+            ]
+        return routes
+
+    async def _server_metadata(self, request: web.Request) -> web.Response:
+        return json_response(http_codec.encode_server_metadata(self.plane.server_metadata()))
+
+    async def _live(self, request: web.Request) -> web.Response:
+        live = self.plane.live()
+        return json_response({"live": live}, 200 if live else 503)
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        ready = self.plane.ready() and not self.draining
+        return json_response({"ready": ready}, 200 if ready else 503)
+
+    async def _model_ready(self, request: web.Request) -> web.Response:
+        name, version = _model_of(request)
+        ready = self.plane.model_ready(name, version) and not self.draining
+        return json_response({"name": name, "ready": ready}, 200 if ready else 503)
+
+    async def _model_metadata(self, request: web.Request) -> web.Response:
+        return json_response(http_codec.encode_model_metadata(self.plane.model_metadata(*_model_of(request))))
+
+    async def _model_config(self, request: web.Request) -> web.Response:
+        return json_response(self.plane.model_config(*_model_of(request)))
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        context = request[CONTEXT]
+        name, version = _model_of(request)
+        body = await self.read_body(request)
+        context.stopwatch.lap("read")
+        inference = http_codec.decode_request(
+            body, request.headers.get(http_codec.HEADER_LENGTH), model_name=name, model_version=version
+        )
+        context.deadline = sooner(context.deadline, _timeout_parameter(inference.parameters))
+        context.stopwatch.lap("decode")
+        answer = await self.plane.infer(inference, context)
+        encoded = http_codec.encode_response(answer, inference)
+        response = web.Response(body=encoded.body(), headers=encoded.headers)
+        context.stopwatch.lap("encode")
+        return response
+
+    async def metrics_page(self, request: web.Request) -> web.Response:
+        """`GET /metrics`."""
+        return web.Response(body=self.metrics.exposition(), headers={"Content-Type": self.metrics.content_type})
+
+    # --- bodies -------------------------------------------------------------------------------------------------------
+
+    async def read_body(self, request: web.Request) -> bytearray:
+        """The whole body, decompressed; writable, so that tensors on it can be handed to torch without a copy.
+
+        Raises:
+            TooLarge, TooSlow: it passes the bounds of the settings.
+            InvalidArgument: it cannot be decompressed, or ends before its length.
+        """
+        limit = self.settings.max_body_bytes
+        too_large = TooLarge(
+            f"the body is longer than {limit} bytes, the limit; send fewer or smaller pictures a request"
+        )
+        if (request.content_length or 0) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_seconds):
+                async for chunk in request.content.iter_any():
+                    body += chunk
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:
+            raise TooSlow(
+                f"the body did not arrive within {self.settings.body_timeout_seconds:g} s; {len(body)} bytes came"
+            ) from None
+        except (http_exceptions.HttpProcessingError, web.RequestPayloadError):
+            raise InvalidArgument(
+                "the body is damaged: it ends early or does not decompress as its Content-Encoding says"
+            ) from None
+        return body
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def request_id(request: web.Request) -> str:
+    """The caller's id where it sent a usable one, else a new one."""
+    given = request.headers.get(REQUEST_ID, "")
+    return given if _SAFE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def headers_of(request: web.Request) -> dict[str, str]:
+    """The headers with lower-case names; of one that repeats, the first."""
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        headers.setdefault(name.lower(), value)
+    return headers
+
+
+def deadline(request: web.Request) -> float | None:
+    """The reading of the monotonic clock at which the caller stops waiting, from the proxy's header."""
+    value = request.headers.get(ENVOY_TIMEOUT)
+    if value is None or not (value.isascii() and value.isdigit()) or int(value) == 0:
+        return None  # Envoy: zero is no limit
+    return time.monotonic() + int(value) / 1000
+
+
+def sooner(first: float | None, second: float | None) -> float | None:
+    """The earlier of two deadlines, None being none."""
+    return min((moment for moment in (first, second) if moment is not None), default=None)
+
+
+def _timeout_parameter(parameters: Any) -> float | None:
+    """The deadline in the V2 parameter `timeout` (microseconds, 0 for none)."""
+    timeout = parameters.get("timeout", 0)
+    if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
+        raise InvalidArgument(f"parameter 'timeout' must be a number of microseconds, got {timeout!r}")
+    return time.monotonic() + timeout / 1e6 if timeout else None
+
+
+def _model_of(request: web.Request) -> tuple[str, str]:
+    version = request.match_info.get("version", "")
+    if version and not (version.isascii() and version.isdigit()):
+        raise InvalidArgument(f"a model version is a number, got {version[:40]!r}")
+    return request.match_info["name"], version
+
+
+def _is_probe(request: web.Request) -> bool:
+    """Probes and metrics are answered whatever the load, or a busy process would be killed as a dead one."""
+    return request.method == "GET"
+
+
+def _route(request: web.Request) -> str:
+    """The route's pattern, never the path itself: metric labels must stay few."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "unknown"
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def json_response(value: Any, status: int = 200) -> web.Response:
+    """An answer of JSON; see `json_text.dumps` for what it may hold."""
+    return web.Response(body=json_text.dumps(value), status=status, headers={"Content-Type": "application/json"})
+
+
+def error_response(error: InferenceError, context: RequestContext, headers: Any = None) -> web.Response:
+    """The one error body: what, where and what would be right; a code; the request; the instance at fault."""
+    body: dict[str, Any] = {"error": error.message, "code": error.code.name, "request_id": context.request_id}
+    if error.instance is not None:
+        body["instance"] = error.instance
+    response = json_response(body, error.code.http_status)
+    if error.retry_after_seconds is not None or error.code is ErrorCode.UNAVAILABLE:
+        response.headers["Retry-After"] = str(error.retry_after_seconds or 1)
+    if headers and "Allow" in headers:
+        response.headers["Allow"] = headers["Allow"]
+    return response
+
+
+def _of_aiohttp(error: web.HTTPException, request: web.Request) -> InferenceError:
+    """Aiohttp's own refusals (no such route, wrong method) in our words."""
+    if error.status == 404:
+        return NotFound(f"no route {request.path[:200]!r}; see GET /v2 and GET /v1/models for what is served")
+    if error.status == 405:
+        return MethodNotAllowed(
+            f"{request.method} is not allowed here; use {error.headers.get('Allow', 'another method')}"
+        )
+    return error_for_status(error.status)(error.reason or "the request was refused")
+
+
+def _log_access(request: web.Request, response: web.StreamResponse, context: RequestContext) -> None:
+    milliseconds = (time.perf_counter() - context.stopwatch.started) * 1000
+    logger.info(
+        "%s %s %d %.1f ms",
+        request.method,
+        request.path,
+        response.status,
+        milliseconds,
+        extra={
+            "request_id": context.request_id,
+            "method": request.method,
+            "path": request.path,
+            "status": response.status,
+            "milliseconds": round(milliseconds, 3),
+        },
+    )

@@ -1,0 +1,176 @@
+"""The life of one process: listen, load, answer, drain, stop.
+
+Knows signals and sockets; knows no route and no model.  Start goes from inner to outer except that
+the port opens first, so that a probe finds the process live while models load.  Stop goes from outer
+to inner: not ready, keep answering while the balancer notices, stop accepting, finish what is in
+flight (bounded), stop the data plane.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+
+import uvloop
+from aiohttp import web
+
+from oip.server import logs
+from oip.server.data_plane import DataPlane
+from oip.server.http import Http
+from oip.server.metrics import ServerMetrics
+from oip.server.settings import ServerSettings
+
+logger = logging.getLogger("tandem.service")
+
+
+class Service:
+    """One process over one data plane.
+
+    `started` is awaited once the data plane has been started, while requests are already being
+    answered; a status other than None ends the process with it.
+    """
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        settings: ServerSettings,
+        *,
+        metrics: ServerMetrics | None = None,
+        routes: Callable[[Http], Sequence[web.RouteDef]] = lambda http: (),
+        started: Callable[["Service"], Awaitable[int | None]] | None = None,
+        metrics_port: int | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.plane = plane
+        self.settings = settings
+        self.metrics = metrics or ServerMetrics()
+        self.http = Http(plane, settings, self.metrics)
+        self.http.app.add_routes(routes(self.http))
+        self.addresses: list[str] = []
+        self._started = started
+        self._metrics_port = metrics_port
+        self._tls = tls
+        self._stop = asyncio.Event()
+        self._status = 0
+
+    def stop(self, status: int = 0) -> None:
+        """Ask the process to drain and end with a status; asking again changes nothing."""
+        if not self._stop.is_set():
+            self._status = status
+            self._stop.set()
+
+    async def run(self) -> int:
+        """Serve until asked to stop; returns the exit status."""
+        runner = web.AppRunner(
+            self.http.app, access_log=None, handler_cancellation=True, shutdown_timeout=1, keepalive_timeout=75
+        )
+        await runner.setup()
+        metrics_runner = await self._serve_metrics()
+        try:
+            await self._listen(runner)
+            await self.plane.start()
+            starting = asyncio.ensure_future(self._report_start())
+            await self._stop.wait()
+            starting.cancel()
+            await self._drain(runner)
+        finally:
+            await self.plane.stop()
+            await runner.cleanup()
+            if metrics_runner:
+                await metrics_runner.cleanup()
+            if self.settings.http_unix_socket:
+                self.settings.http_unix_socket.unlink(missing_ok=True)
+        return self._status
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        settings = self.settings
+        if settings.http_unix_socket:
+            settings.http_unix_socket.unlink(missing_ok=True)
+            await web.UnixSite(runner, str(settings.http_unix_socket)).start()
+            settings.http_unix_socket.chmod(0o600)
+            self.addresses.append(f"unix:{settings.http_unix_socket}")
+        await web.TCPSite(runner, settings.http_address, settings.http_port, ssl_context=self._tls).start()
+        port = next(address[1] for address in runner.addresses if isinstance(address, tuple))
+        host = "127.0.0.1" if settings.http_address in ("0.0.0.0", "::") else settings.http_address
+        self.addresses.append(f"{'https' if self._tls else 'http'}://{host}:{port}")
+
+    async def _serve_metrics(self) -> web.AppRunner | None:
+        """`/metrics` on a port of its own, for servers whose users expect it there (Triton's 8002)."""
+        if self._metrics_port is None:
+            return None
+        app = web.Application()
+        app.add_routes([web.get("/metrics", self.http.metrics_page)])
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, self.settings.http_address, self._metrics_port).start()
+        return runner
+
+    async def _report_start(self) -> None:
+        if self._started is None:
+            return
+        try:
+            status = await self._started(self)
+        except Exception:
+            logger.exception("starting failed; this is a bug")
+            status = 1
+        if status is not None:
+            self.stop(status)
+
+    async def _drain(self, runner: web.AppRunner) -> None:
+        settings = self.settings
+        self.http.draining = True
+        if settings.drain_delay_seconds and self._status == 0:
+            logger.info("draining: not ready, still answering for %g s", settings.drain_delay_seconds)
+            await asyncio.sleep(settings.drain_delay_seconds)
+        for site in list(runner.sites):
+            await site.stop()
+        try:
+            async with asyncio.timeout(settings.exit_timeout_seconds):
+                await self.http.idle()
+        except TimeoutError:
+            logger.warning(
+                "%d requests are still in flight after %g s; stopping all the same",
+                self.http.in_flight,
+                settings.exit_timeout_seconds,
+            )
+            self._status = self._status or 1
+
+
+def serve(
+    plane: Callable[[], DataPlane],
+    settings: ServerSettings,
+    *,
+    metrics: ServerMetrics | None = None,
+    routes: Callable[[Http], Sequence[web.RouteDef]] = lambda http: (),
+    started: Callable[[Service], Awaitable[int | None]] | None = None,
+    metrics_port: int | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> int:
+    """Run a service until SIGTERM or SIGINT; returns the exit status.
+
+    `plane` is called inside the event loop.  A second signal ends the process at once with status 1.
+    """
+
+    async def main() -> int:
+        service = Service(
+            plane(), settings, metrics=metrics, routes=routes, started=started, metrics_port=metrics_port, tls=tls
+        )
+        loop = asyncio.get_running_loop()
+
+        def on_signal() -> None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, os._exit, 1)
+            service.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        return await service.run()
+
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        return uvloop.run(main())
+    except OSError as error:
+        logger.error("cannot listen: %s", error.strerror or error)
+        return 1

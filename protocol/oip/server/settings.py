@@ -1,0 +1,43 @@
+"""The settings that both processes share: ports, bounds, drain, logs.
+
+Knows no flag syntax (see `flags`) and no model.  Durations and sizes carry their unit in the name.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MEBIBYTE = 1024 * 1024
+
+
+class ServerSettings(BaseModel):
+    """How one process listens, what it bounds and how it ends.  Read once, at the edge."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    http_port: int = Field(8080, ge=0, le=65535, description="TCP port for HTTP; 0 takes a free one and prints it.")
+    http_address: str = Field("0.0.0.0", description="Address to listen on.")
+    http_unix_socket: Path | None = Field(None, description="Also listen on this Unix socket.")
+    max_body_bytes: int = Field(
+        64 * MEBIBYTE,
+        gt=0,
+        description="A longer request body (after decompression) is refused with 413.",
+        json_schema_extra={"aliases": ["--http-max-input-size"]},
+    )
+    body_timeout_seconds: float = Field(
+        30.0, gt=0, description="A body that takes longer to arrive is refused with 408."
+    )
+    max_in_flight: int = Field(1024, gt=0, description="More requests than this at once are refused with 503.")
+    drain_delay_seconds: float = Field(
+        0.0, ge=0, description="After SIGTERM keep answering this long, not ready, so that balancers notice."
+    )
+    exit_timeout_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="After that, time for requests in flight to finish.",
+        json_schema_extra={"aliases": ["--exit-timeout-secs"]},
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, JSON otherwise.")
+    access_log: bool = Field(False, description="One line per request.")

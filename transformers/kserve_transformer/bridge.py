@@ -1,0 +1,74 @@
+"""Our transformer under the stock `kserve.ModelServer`.
+
+Knows kserve, and is imported only by those who want its server:
+
+    from kserve import ModelServer
+    from kserve_transformer.bridge import kserve_model
+
+    ModelServer().start([kserve_model(Transformer(load_config(Path("transformer.yaml"))))])
+"""
+
+import asyncio
+import os
+from typing import Any
+
+from kserve_transformer.predictor import State
+from kserve_transformer.stock import kserve
+from kserve_transformer.transformer import Transformer
+from oip.errors import InferenceError, InvalidArgument, NotFound, Unavailable
+from oip.server.data_plane import RequestContext
+
+_FIRST_CONTACT_SECONDS = 5.0
+"""How long the first request waits for the predictor to be found."""
+
+
+def kserve_model(transformer: Transformer) -> Any:
+    """A `kserve.Model` that answers V1 requests with the transformer's whole flow."""
+    return _Bridge(transformer)
+
+
+class _Bridge(kserve.Model):  # type: ignore[misc]
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__(transformer.name)
+        self.transformer = transformer
+        self._started = False
+
+    def validate(self, payload: Any) -> Any:
+        return payload  # the transformer's own checks say more
+
+    async def healthy(self) -> bool:
+        self._start()
+        return self.transformer.predictor.state is State.READY
+
+    async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
+        self._start()
+        headers = {name.lower(): value for name, value in (headers or {}).items()}
+        context = RequestContext(headers.get("x-request-id", ""), headers=headers)
+        try:
+            if self.transformer.predictor.state is State.WAITING:
+                async with asyncio.timeout(_FIRST_CONTACT_SECONDS):
+                    await self.transformer.predictor.decided()
+        except TimeoutError:
+            pass  # then `predict` says what it is waiting for
+        try:
+            return await self.transformer.predict(payload, context)
+        except InvalidArgument as error:
+            where = "" if error.instance is None else f" (instance {error.instance})"
+            raise kserve.errors.InvalidInput(error.message + where) from None
+        except NotFound as error:
+            raise kserve.errors.ModelNotFound(self.name) from error
+        except Unavailable as error:
+            raise kserve.errors.ModelNotReady(self.name, error.message) from error
+        except InferenceError as error:
+            raise kserve.errors.InferenceError(error.message, str(error.code.http_status)) from error
+
+    def stop(self) -> None:
+        super().stop()
+        if self._started:
+            asyncio.get_running_loop().create_task(self.transformer.stop())
+
+    def _start(self) -> None:
+        """In the server's own event loop, which exists only once it serves."""
+        if not self._started:
+            self._started = True
+            self.transformer.start(len(os.sched_getaffinity(0)))

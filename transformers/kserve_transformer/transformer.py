@@ -1,0 +1,276 @@
+"""The class that authors extend, and the way of a request through it.
+
+Knows arrays, hooks and the predictor; knows no HTTP.  Nothing needs to be overridden for a usual
+picture model: the configuration says it all.  What may be:
+
+- `preprocess_instance` and `postprocess_instance`, for one instance, plain functions on the decode pool;
+- `preprocess` and `postprocess`, for a whole request as in KServe, plain (on the pool) or async.
+
+The framework checks, stacks, splits, calls, merges and times.
+"""
+
+import asyncio
+import inspect
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from kserve_transformer import fields, tasks
+from kserve_transformer.config import TransformerConfig
+from kserve_transformer.contract import Contract, check_labels, check_pictures
+from kserve_transformer.pictures import PictureReader
+from kserve_transformer.predictor import Predictor, breakdown
+from oip.errors import InferenceError, Internal, InvalidArgument
+from oip.server.data_plane import RequestContext
+
+logger = logging.getLogger("tandem.transformer")
+
+T = TypeVar("T")
+Row = Mapping[str, np.ndarray]
+
+
+class Transformer:
+    """Pictures (or whatever `preprocess_instance` reads) to tensors, outputs to answers."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        self.config = config
+        self.name = config.model_name
+        self.pictures = PictureReader(config.image)
+        self._pool: ThreadPoolExecutor | None = None
+        self._predictor: Predictor | None = None
+        self._own_preprocess = _overrides(self, "preprocess_instance")
+        self._own_postprocess = _overrides(self, "postprocess_instance")
+
+    # --- hooks of authors ---------------------------------------------------------------------------------------------
+
+    def preprocess_instance(self, instance: Any) -> np.ndarray | Mapping[str, np.ndarray]:
+        """One instance's tensors, without a batch dimension: one array, or {input name: array}.
+
+        This default reads the instance's picture as the configuration says: float32 [C, H, W].
+        Raise `InvalidArgument` for an instance that is the caller's mistake.
+        """
+        return self._read_picture(instance, None)
+
+    def postprocess_instance(self, outputs: Mapping[str, np.ndarray], instance: Any) -> Any:
+        """The answer for one instance, anything that JSON can carry.
+
+        `outputs` are the model's, without a batch dimension; `instance` is what the client sent, so that
+        fields beside the picture can shape the answer.  This default does the configured task.
+        """
+        output = self.config.output
+        if output.task == "classification":
+            name = output.output or next(iter(outputs))
+            if name not in outputs:
+                raise Internal(f"the predictor gave no output '{name}', only {', '.join(outputs)}")
+            _require_finite({name: outputs[name]})
+            return tasks.classification(
+                outputs[name], activation=output.activation, top_k=output.top_k, labels=self._labels
+            )
+        name = output.output
+        chosen = outputs if name is None or name not in outputs else {name: outputs[name]}
+        _require_finite(chosen)
+        return tasks.raw(chosen)
+
+    # `preprocess(payload, headers)` and `postprocess(result, headers)` are looked up by name: a class that does not
+    # define them has no such step.  `preprocess` returns either a payload with "instances", which then go on as
+    # usual, or {input name: array [N, ...]}, which is sent as it is; `postprocess` then gets the outputs so.
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def predictor(self) -> Predictor:
+        """The model behind this transformer; for hooks that call it themselves."""
+        if self._predictor is None:
+            self._predictor = Predictor(self.config.predictor, self.config.predictor_model, self.check)
+        return self._predictor
+
+    def start(self, threads: int) -> None:
+        """Open the decode pool and begin looking for the predictor; call inside the event loop."""
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self.predictor.start()
+
+    async def stop(self) -> None:
+        """Close what `start` opened."""
+        await self.predictor.stop()
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def check(self, contract: Contract) -> None:
+        """Whether this transformer fits the model; hooks of one's own are taken at their word.
+
+        Raises:
+            Mismatch: it does not.
+        """
+        if not self._own_preprocess and not hasattr(self, "preprocess"):
+            check_pictures(contract, self.pictures.shape, self.config.image.channels)
+        output = self.config.output
+        if output.task == "classification" and not self._own_postprocess:
+            check_labels(contract, output.output, None if self._labels is None else len(self._labels))
+
+    # --- the way of a request -----------------------------------------------------------------------------------------
+
+    async def predict(self, payload: Any, context: RequestContext) -> Any:
+        """A V1 payload to a V1 answer.
+
+        Raises:
+            InferenceError: with the index of the instance at fault, where one is.
+        """
+        if hasattr(self, "preprocess"):
+            payload = await self._hook(self.preprocess, payload, context.headers)
+        if _is_tensors(payload):
+            result: Any = await self.predictor.infer(payload, context)
+            context.stopwatch.lap("predict")
+        else:
+            result = await self._predict_instances(self._instances(payload), context)
+        if hasattr(self, "postprocess"):
+            result = await self._hook(self.postprocess, result, context.headers)
+        context.stopwatch.lap("postprocess")
+        return result
+
+    async def _predict_instances(self, instances: Sequence[Any], context: RequestContext) -> Any:
+        contract = self.predictor.contract  # before any decoding: a transformer that is not ready says so at once
+        rows = await self._rows(instances, contract)
+        context.stopwatch.lap("preprocess")
+        outputs = await self.predictor.infer_rows(rows, context)
+        seconds = context.stopwatch.lap("predict")
+        context.stopwatch.describe(breakdown(context.predictor_stages, seconds * 1000))
+        if self.config.output.response == "outputs" and not self._own_postprocess:
+            names = list(outputs[0])
+            stacked = {name: np.stack([row[name] for row in outputs]) for name in names}
+            _require_finite(stacked)
+            return {name: tasks.raw({name: array}) for name, array in stacked.items()}
+        return {"predictions": await self._answers(outputs, instances)}
+
+    def _instances(self, payload: Any) -> Sequence[Any]:
+        if not isinstance(payload, Mapping):
+            raise InvalidArgument(f'the body must be a JSON object {{"instances": [...]}}, got {_kind(payload)}')
+        if "instances" not in payload:
+            keys = ", ".join(repr(str(key)[:40]) for key in list(payload)[:8]) or "no keys"
+            raise InvalidArgument(f"'instances' is missing; send {{\"instances\": [...]}}, got an object with {keys}")
+        instances = payload["instances"]
+        if not isinstance(instances, list):
+            raise InvalidArgument(f"'instances' must be a list, got {_kind(instances)}")
+        if not instances:
+            raise InvalidArgument("'instances' is empty; it must hold at least one instance")
+        if len(instances) > self.config.max_instances:
+            raise InvalidArgument(
+                f"'instances' holds {len(instances)}, "
+                f"more than the limit of {self.config.max_instances}; send several requests"
+            )
+        return instances
+
+    async def _rows(self, instances: Sequence[Any], contract: Contract) -> list[Row]:
+        """Every instance's tensors, made on the decode pool by as many threads as there are instances."""
+        name = contract.main_input.name
+        shape = self.pictures.shape
+        if self._own_preprocess or shape is None:
+
+            def row(index: int) -> Row:
+                made = self.preprocess_instance(instances[index])
+                return made if isinstance(made, Mapping) else {name: np.asarray(made)}
+
+        else:
+            # The usual case: every picture is written straight into its row of the tensor that will be sent.
+            buffer = np.empty((len(instances), *shape), dtype=np.float32)
+
+            def row(index: int) -> Row:
+                self._read_picture(instances[index], buffer[index])
+                return {name: buffer[index]}
+
+        return await self._each(len(instances), "preprocess_instance", row)
+
+    async def _answers(self, outputs: Sequence[Row], instances: Sequence[Any]) -> list[Any]:
+        def answer(index: int) -> Any:
+            return self.postprocess_instance(outputs[index], instances[index])
+
+        if self._own_postprocess:
+            return await self._each(len(outputs), "postprocess_instance", answer)
+        return [answer(index) for index in range(len(outputs))]  # microseconds each: not worth a thread
+
+    def _read_picture(self, instance: Any, out: np.ndarray | None) -> np.ndarray:
+        section = self.config.image
+        field, value = fields.find(instance, section.field)
+        return self.pictures.read(fields.decode_base64(value, field, section.limits.bytes), out)
+
+    @property
+    def _labels(self) -> Sequence[str] | None:
+        labels = self.config.output.labels
+        return labels if isinstance(labels, tuple) else None
+
+    # --- hooks off the event loop -------------------------------------------------------------------------------------
+
+    async def _each(self, count: int, hook: str, work: Callable[[int], T]) -> list[T]:
+        """`work(0) ... work(count - 1)` on the pool, results in order; the lowest failing index is reported.
+
+        A share of the indices goes to each thread, so that a request of many instances costs as
+        many thread switches as there are threads.
+        """
+
+        def one(index: int) -> T:
+            try:
+                return work(index)
+            except InferenceError as error:
+                error.instance = index if error.instance is None else error.instance
+                raise
+            except Exception as error:
+                logger.exception("%s failed on instance %d", hook, index)
+                raise Internal(f"{hook} failed: {type(error).__name__}", instance=index) from error
+
+        def share(indices: range) -> list[T]:
+            return [one(index) for index in indices]
+
+        if self._pool is None:
+            raise Internal("the transformer is not started; this is a bug")
+        shares = min(count, self._pool._max_workers)
+        bounds = [count * number // shares for number in range(shares + 1)]
+        loop = asyncio.get_running_loop()
+        parts = await asyncio.gather(
+            *(loop.run_in_executor(self._pool, share, range(first, end)) for first, end in itertools.pairwise(bounds)),
+            return_exceptions=True,
+        )
+        results: list[T] = []
+        for part in parts:
+            if isinstance(part, BaseException):
+                raise part
+            results += part
+        return results
+
+    async def _hook(self, hook: Callable[..., Any], value: Any, headers: Mapping[str, str]) -> Any:
+        """A whole-request hook: awaited where it is async, on the pool where it is not."""
+        arguments = (value, headers) if len(inspect.signature(hook).parameters) > 1 else (value,)
+        try:
+            if inspect.iscoroutinefunction(hook):
+                return await hook(*arguments)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, hook, *arguments)
+        except InferenceError:
+            raise
+        except Exception as error:
+            logger.exception("%s failed", hook.__name__)
+            raise Internal(f"{hook.__name__} failed: {type(error).__name__}") from error
+
+
+def _overrides(transformer: Transformer, hook: str) -> bool:
+    return getattr(type(transformer), hook) is not getattr(Transformer, hook)
+
+
+def _is_tensors(payload: Any) -> bool:
+    return (
+        isinstance(payload, Mapping)
+        and bool(payload)
+        and all(isinstance(value, np.ndarray) for value in payload.values())
+    )
+
+
+def _require_finite(outputs: Mapping[str, np.ndarray]) -> None:
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise Internal(f"the model's output '{name}' holds NaN or infinity, which an answer in JSON cannot carry")
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
