@@ -10,6 +10,7 @@ Sources: the protocol's "Inference" section; Triton's extension_binary_data.
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -32,6 +33,9 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 MAX_RANK = 64
 """numpy's limit on dimensions."""
+
+_JSON_KINDS: Mapping[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+"""What JSON elements may become a dtype of that kind."""
 
 _ALIGNMENT = 64
 """The JSON part is padded with spaces to a multiple of this, so that the first tensor's elements are
@@ -102,16 +106,15 @@ def decode_request(
     parameters = _parameters(document, "the request")
     binary_output = _boolean(parameters, "binary_data_output", "the request")
     inputs = tuple(_decode_tensors(document, "inputs", raw))
-    outputs = tuple(_decode_requested_output(item, binary_output) for item in _objects(document, "outputs", ()))
-    request_id = document.get("id", "")
-    if not isinstance(request_id, str):
-        raise InvalidArgument(f"'id' must be a string, got {_kind(request_id)}")
+    outputs = tuple(
+        _decode_requested_output(item, binary_output) for item in _objects(document, "outputs", required=False)
+    )
     return InferenceRequest(
         model_name=model_name,
         model_version=model_version,
         inputs=inputs,
         outputs=outputs,
-        id=request_id,
+        id=_text(document, "id"),
         binary_output=binary_output,
         parameters=_without(parameters, "binary_data_output"),
     )
@@ -186,7 +189,8 @@ def encode_model_metadata(metadata: ModelMetadata) -> dict[str, Any]:
 
 
 def decode_model_metadata(body: Body) -> ModelMetadata:
-    """A model's metadata out of an answer's body.  Missing lists read as empty, as KServe's servers send them.
+    """A model's metadata out of an answer's body.  Lists that are missing or null read as empty: KServe's servers
+    send such.
 
     Raises:
         BadAnswer: the body is no such thing.
@@ -195,13 +199,26 @@ def decode_model_metadata(body: Body) -> ModelMetadata:
         document = _object(json_text.loads(body))
         return ModelMetadata(
             name=_text(document, "name"),
-            versions=tuple(str(version) for version in document.get("versions") or ()),
+            versions=_versions(document),
             platform=_text(document, "platform"),
-            inputs=tuple(_decode_tensor_metadata(item, "inputs") for item in _objects(document, "inputs", ())),
-            outputs=tuple(_decode_tensor_metadata(item, "outputs") for item in _objects(document, "outputs", ())),
+            inputs=tuple(
+                _decode_tensor_metadata(item, "inputs") for item in _objects(document, "inputs", required=False)
+            ),
+            outputs=tuple(
+                _decode_tensor_metadata(item, "outputs") for item in _objects(document, "outputs", required=False)
+            ),
         )
     except InvalidArgument as error:
         raise BadAnswer(f"the predictor's model metadata breaks the V2 protocol: {error.message}") from None
+
+
+def _versions(document: Mapping[str, Any]) -> tuple[str, ...]:
+    versions = document.get("versions")
+    if versions is None:
+        return ()
+    if not isinstance(versions, list) or not all(isinstance(version, str | int) for version in versions):
+        raise InvalidArgument("'versions' must be a list of strings")
+    return tuple(str(version) for version in versions)
 
 
 def _encode_tensor_metadata(tensor: TensorMetadata) -> dict[str, Any]:
@@ -324,44 +341,49 @@ def _decode_json_data(
 
 
 def _numbers(data: list[Any], name: str, datatype: Datatype) -> np.ndarray:
-    """A JSON list, flat or nested, as an array of the datatype; nothing is rounded, wrapped or read out of text."""
-    try:
-        array = np.array(data)
-    except (ValueError, OverflowError):
-        raise InvalidArgument(f"tensor '{name}': the nested lists of 'data' differ in length") from None
-    if array.size == 0:
-        return np.empty(0, dtype=datatype.dtype)
+    """A JSON list, flat or nested, as an array of the datatype; nothing is cut off, wrapped or read out of text.
+
+    The elements' kinds are looked at before numpy sees them: it would take `true` for 1, and integers
+    beyond int64 for floats.
+    """
+    flat = _flat(data, name)
     dtype = datatype.dtype
-    wanted = {"b": "b", "f": "iuf"}.get(dtype.kind, "iu")
-    if array.dtype.kind not in wanted:
+    kinds = set(map(type, flat))
+    if not kinds <= _JSON_KINDS[dtype.kind]:
         needs = {"b": "true and false", "f": "numbers"}.get(dtype.kind, "integers")
         raise InvalidArgument(f"tensor '{name}' of datatype {datatype.name} needs {needs} in 'data'")
-    if dtype.kind in "iu":
+    try:
+        with np.errstate(over="ignore"):
+            array: np.ndarray = np.array(flat, dtype=dtype)
+    except OverflowError:
         limits = np.iinfo(dtype)
-        low, high = int(array.min()), int(array.max())
-        if low < limits.min or high > limits.max:
-            raise InvalidArgument(
-                f"tensor '{name}': {datatype.name} holds {limits.min} to {limits.max}, "
-                f"got {low if low < limits.min else high}"
-            )
-        return array.astype(dtype)
-    with np.errstate(over="ignore"):
-        converted = array.astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(converted).all():
+        low, high = min(flat), max(flat)
+        raise InvalidArgument(
+            f"tensor '{name}': {datatype.name} holds {limits.min} to {limits.max}, "
+            f"got {low if low < limits.min else high}"
+        ) from None
+    if dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidArgument(f"tensor '{name}': 'data' holds a number outside the range of {datatype.name}")
-    return converted
+    return array
 
 
 def _strings(data: list[Any], name: str) -> np.ndarray:
-    flat: list[Any] = data
-    while flat and isinstance(flat[0], list):
-        if not all(isinstance(item, list) for item in flat):
-            raise InvalidArgument(f"tensor '{name}': 'data' mixes lists and strings")
-        flat = [element for item in flat for element in item]
+    flat = _flat(data, name)
     for element in flat:
         if not isinstance(element, str):
             raise InvalidArgument(f"tensor '{name}' of datatype BYTES needs strings in 'data', got {_kind(element)}")
     return bytes_array(flat, (len(flat),))
+
+
+def _flat(data: list[Any], name: str) -> list[Any]:
+    """The elements of lists that may be nested, row by row; lists of one level must be of one length."""
+    while data and isinstance(data[0], list):
+        if set(map(type, data)) != {list}:
+            raise InvalidArgument(f"tensor '{name}': 'data' mixes lists with other elements")
+        if len(set(map(len, data))) != 1:
+            raise InvalidArgument(f"tensor '{name}': the nested lists of 'data' differ in length")
+        data = list(chain.from_iterable(data))
+    return data
 
 
 def _reshape(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -380,9 +402,16 @@ def _pack_bytes(array: np.ndarray) -> bytes:
 
 
 def _unpack_bytes(raw: memoryview, name: str, count: int) -> np.ndarray:
+    if 4 * count > len(raw):  # before anything is read: a length takes four bytes
+        raise InvalidArgument(f"tensor '{name}': {count} string elements take more than the {len(raw)} bytes sent")
     elements: list[bytes] = []
     offset = 0
     while offset < len(raw):
+        if len(elements) == count:
+            raise InvalidArgument(
+                f"tensor '{name}': unexpected number of string elements, expecting {count}; "
+                f"{len(raw) - offset} bytes follow the last"
+            )
         if offset + 4 > len(raw):
             raise InvalidArgument(f"tensor '{name}': incomplete string length indicator at byte {offset}")
         (length,) = struct.unpack_from("<I", raw, offset)
@@ -432,11 +461,13 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _objects(document: Mapping[str, Any], key: str, default: tuple[()] | None = None) -> Iterable[Mapping[str, Any]]:
-    items = document.get(key, default)
-    if items is None:
-        raise InvalidArgument(f"'{key}' is missing; it must be a list of tensors")
-    if not isinstance(items, list | tuple):
+def _objects(document: Mapping[str, Any], key: str, *, required: bool = True) -> Iterable[Mapping[str, Any]]:
+    items = document.get(key)
+    if items is None:  # null is what typed clients send for "not set"
+        if required:
+            raise InvalidArgument(f"'{key}' is missing; it must be a list of tensors")
+        return
+    if not isinstance(items, list):
         raise InvalidArgument(f"'{key}' must be a list, got {_kind(items)}")
     for item in items:
         if not isinstance(item, dict):
@@ -497,7 +528,9 @@ def _without(parameters: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _text(document: Mapping[str, Any], key: str) -> str:
-    value = document.get(key, "")
+    value = document.get(key)
+    if value is None:  # null is what typed servers and clients (KServe's among them) send for "not set"
+        return ""
     if not isinstance(value, str):
         raise InvalidArgument(f"'{key}' must be a string, got {_kind(value)}")
     return value

@@ -6,7 +6,7 @@ tensor's shape; it is usually a view on the bytes it arrived in, so nobody may w
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,16 +27,18 @@ class Tensor:
     def of(cls, name: str, array: np.ndarray, datatype: str | None = None) -> "Tensor":
         """A tensor around an array; `datatype` is needed for BF16 alone, whose arrays look like UINT16.
 
-        Strings become UTF-8 bytes.
+        Strings become UTF-8 bytes.  Where a datatype is given, only its own kind of number is taken:
+        float64 becomes FP32, but never an integer, and nothing but 16-bit integers is BF16.
 
         Raises:
-            TypeError: the array's dtype has no counterpart in V2.
+            TypeError: the array's dtype has no counterpart in V2, or is of another kind than the datatype.
         """
         datatype = datatype or datatype_of(array)
         if datatype == "BYTES":
             array = bytes_array(array.reshape(-1), array.shape)
         else:
-            array = np.asarray(array, dtype=DATATYPES[datatype].dtype)
+            casting: Literal["equiv", "same_kind"] = "equiv" if datatype == "BF16" else "same_kind"
+            array = array.astype(DATATYPES[datatype].dtype, casting=casting, copy=False)
         return cls(name, datatype, array.shape, array)
 
     def __eq__(self, other: object) -> bool:
@@ -60,9 +62,19 @@ def bytes_array(elements: Iterable[bytes | str], shape: tuple[int, ...]) -> np.n
     """An `object` array of `bytes` from as many elements as `shape` holds; strings are encoded as UTF-8.
 
     Raises:
+        TypeError: an element is neither bytes nor a string.
         ValueError: the number of elements does not fit the shape.
     """
-    items = [element.encode() if isinstance(element, str) else bytes(element) for element in elements]
+    items = [_bytes(element) for element in elements]
     array = np.empty(len(items), dtype=object)
     array[:] = items  # a plain np.array() would make a fixed-width array that drops trailing NULs
     return array.reshape(shape)
+
+
+def _bytes(element: bytes | str) -> bytes:
+    if isinstance(element, str):
+        return element.encode()
+    if isinstance(element, bytes | bytearray | memoryview):
+        return bytes(element)
+    # bytes(3) would be three zero bytes, which nobody means.
+    raise TypeError(f"an element of a BYTES tensor is bytes or a string, got {type(element).__name__}")

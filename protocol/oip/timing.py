@@ -4,7 +4,13 @@ Knows no transport and no clock but the monotonic one.  The header is `Server-Ti
 durations in milliseconds.
 """
 
+import math
+import re
 import time
+
+_QUOTED = r'"(?:[^"\\]++|\\.)*+"?'
+_BETWEEN_COMMAS = re.compile(rf'(?:[^,"]++|{_QUOTED})++')
+_BETWEEN_SEMICOLONS = re.compile(rf'(?:[^;"]++|{_QUOTED})++')
 
 
 class Stopwatch:
@@ -38,29 +44,44 @@ class Stopwatch:
         left = now - self._last
         self._last = now
         for stage, seconds in stages[:-1]:
-            seconds = min(seconds, left)
+            seconds = max(0.0, min(seconds, left))
             left -= seconds
             self.laps.append((stage, seconds, ""))
         self.laps.append((stages[-1][0], left, ""))
 
     def header(self) -> str:
-        """The value of a `Server-Timing` header: every stage, then `total`, their sum."""
+        """The value of a `Server-Timing` header: every stage, then `total`, the sum of what is written."""
         parts = []
+        total = 0.0
         for stage, seconds, description in self.laps:
-            part = f"{stage};dur={seconds * 1000:.3f}"
-            parts.append(f'{part};desc="{description}"' if description else part)
-        parts.append(f"total;dur={sum(seconds for _, seconds, _ in self.laps) * 1000:.3f}")
+            milliseconds = round(seconds * 1000, 3)
+            total += milliseconds
+            part = f"{stage};dur={milliseconds:.3f}"
+            parts.append(f"{part};desc={_quoted(description)}" if description else part)
+        parts.append(f"total;dur={total:.3f}")
         return ", ".join(parts)
 
 
 def parse_header(header: str) -> dict[str, tuple[float, str]]:
     """The stages of a `Server-Timing` header as {name: (milliseconds, description)}; oddities are skipped."""
     stages = {}
-    for part in header.split(", "):
-        name, *attributes = part.split(";")
-        values = dict(attribute.split("=", 1) for attribute in attributes if "=" in attribute)
+    for part in _BETWEEN_COMMAS.findall(header):
+        name, *attributes = _BETWEEN_SEMICOLONS.findall(part) or [""]
+        values = {key.strip().lower(): value.strip() for key, _, value in (text.partition("=") for text in attributes)}
         try:
-            stages[name.strip()] = (float(values["dur"]), values.get("desc", "").strip('"'))
+            milliseconds = float(values["dur"])
         except (KeyError, ValueError):
             continue
+        if name.strip() and math.isfinite(milliseconds):
+            stages[name.strip()] = (milliseconds, _unquoted(values.get("desc", "")))
     return stages
+
+
+def _quoted(text: str) -> str:
+    """A quoted string of HTTP; what a header cannot hold (line breaks above all) becomes a space."""
+    printable = re.sub(r"[^\x20-\x7e]", " ", text)
+    return '"' + re.sub(r'(["\\])', r"\\\1", printable) + '"'
+
+
+def _unquoted(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text[1:].removesuffix('"')) if text.startswith('"') else text

@@ -3,6 +3,7 @@
 Joins files, flags and classes into transformers and serves them.  Knows no route.
 """
 
+import difflib
 import importlib
 import logging
 import os
@@ -107,7 +108,13 @@ def _file_layer(arguments: tuple[str, ...], given: Mapping[str, Any]) -> Mapping
     layer: dict[str, Any] = {}
     try:
         for path in find_configs(arguments, os.environ, given.get("model_name")):
-            layer |= load_config(path).server
+            server = load_config(path).server
+            for key in server:
+                if key not in TransformerSettings.model_fields:
+                    near = difflib.get_close_matches(key, TransformerSettings.model_fields, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else "see --help for those there are"
+                    raise ConfigError(f"{path}: server.{key}: unknown setting; {hint}")
+            layer |= server
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
     return layer

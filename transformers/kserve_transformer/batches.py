@@ -90,17 +90,18 @@ def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
         return first[np.newaxis]
     buffer = first.base
     if (
-        buffer is not None
+        isinstance(buffer, np.ndarray)
+        and first.nbytes
         and buffer.shape[1:] == first.shape
         and buffer.dtype == first.dtype
         and buffer.flags.c_contiguous
     ):
-        offset = first.ctypes.data - buffer.ctypes.data
-        start, remainder = divmod(offset, first.nbytes) if first.nbytes else (0, 1)
-        adjacent = all(
-            array.base is buffer and array.ctypes.data == first.ctypes.data + index * first.nbytes
+        address = first.ctypes.data
+        start, remainder = divmod(address - buffer.ctypes.data, first.nbytes)
+        rows = all(
+            array.base is buffer and array.flags.c_contiguous and array.ctypes.data == address + index * first.nbytes
             for index, array in enumerate(arrays)
         )
-        if remainder == 0 and adjacent:
+        if rows and remainder == 0:
             return buffer[start : start + len(arrays)]
     return np.stack(arrays)

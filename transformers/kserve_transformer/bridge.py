@@ -9,11 +9,14 @@ Knows kserve, and is imported only by those who want its server:
 """
 
 import asyncio
+import contextlib
 import os
+import uuid
 from typing import Any
 
+import kserve
+
 from kserve_transformer.predictor import State
-from kserve_transformer.stock import kserve
 from kserve_transformer.transformer import Transformer
 from oip.errors import InferenceError, InvalidArgument, NotFound, Unavailable
 from oip.server.data_plane import RequestContext
@@ -31,7 +34,12 @@ class _Bridge(kserve.Model):  # type: ignore[misc]
     def __init__(self, transformer: Transformer) -> None:
         super().__init__(transformer.name)
         self.transformer = transformer
+        self.ready = True  # ModelServer.start refuses to serve a model that does not say so
+        self.engine = True  # that makes it await `start_engine`, inside the event loop
         self._started = False
+
+    async def start_engine(self) -> None:
+        self._start()
 
     def validate(self, payload: Any) -> Any:
         return payload  # the transformer's own checks say more
@@ -43,29 +51,27 @@ class _Bridge(kserve.Model):  # type: ignore[misc]
     async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
         self._start()
         headers = {name.lower(): value for name, value in (headers or {}).items()}
-        context = RequestContext(headers.get("x-request-id", ""), headers=headers)
-        try:
-            if self.transformer.predictor.state is State.WAITING:
-                async with asyncio.timeout(_FIRST_CONTACT_SECONDS):
-                    await self.transformer.predictor.decided()
-        except TimeoutError:
-            pass  # then `predict` says what it is waiting for
+        context = RequestContext(headers.get("x-request-id", "") or uuid.uuid4().hex, headers=headers)
+        if self.transformer.predictor.state is State.WAITING:
+            with contextlib.suppress(TimeoutError):  # then the transformer says what it is waiting for
+                await asyncio.wait_for(self.transformer.predictor.decided(), _FIRST_CONTACT_SECONDS)
         try:
             return await self.transformer.predict(payload, context)
         except InvalidArgument as error:
             where = "" if error.instance is None else f" (instance {error.instance})"
             raise kserve.errors.InvalidInput(error.message + where) from None
-        except NotFound as error:
-            raise kserve.errors.ModelNotFound(self.name) from error
+        except NotFound:
+            raise kserve.errors.ModelNotFound(self.name) from None
         except Unavailable as error:
-            raise kserve.errors.ModelNotReady(self.name, error.message) from error
+            raise kserve.errors.ModelNotReady(self.name, error.message) from None
         except InferenceError as error:
-            raise kserve.errors.InferenceError(error.message, str(error.code.http_status)) from error
+            raise kserve.errors.InferenceError(error.message, str(error.code.http_status)) from None
 
     def stop(self) -> None:
         super().stop()
         if self._started:
-            asyncio.get_running_loop().create_task(self.transformer.stop())
+            self._started = False
+            self._stopping = asyncio.get_running_loop().create_task(self.transformer.stop())
 
     def _start(self) -> None:
         """In the server's own event loop, which exists only once it serves."""

@@ -7,15 +7,18 @@ checked against its metadata at start-up (`contract`).
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b?|b?)\s*", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([kmg]?i?)b?\s*", re.IGNORECASE)
+
+MOST_PIXELS = 178_956_970
+"""Pillow refuses a larger picture whatever we allow: as 8-bit RGB it takes half a gibibyte."""
 
 
 class ConfigError(ValueError):
@@ -23,13 +26,10 @@ class ConfigError(ValueError):
 
 
 def quantity(value: Any) -> Any:
-    """`10MiB`, `50M`, `2e6` or a number as an integer; anything else is left to pydantic to refuse."""
-    if isinstance(value, str) and (match := _QUANTITY.fullmatch(value)):
-        unit = match[2].lower()
-        factor = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("b"))
-        if factor is not None:
-            return int(float(match[1]) * factor)
-    return value
+    """`10MiB`, `10Mi`, `50M`, `2e6` or a number as an integer; anything else is left to pydantic to refuse."""
+    if isinstance(value, str) and (match := _QUANTITY.fullmatch(value)) and match[2].lower() in _UNITS:
+        return int(float(match[1]) * _UNITS[match[2].lower()])
+    return _no_boolean(value)
 
 
 def _one_or_more(value: Any) -> Any:
@@ -37,19 +37,50 @@ def _one_or_more(value: Any) -> Any:
 
 
 def _square(value: Any) -> Any:
-    return {"height": value, "width": value} if isinstance(value, int) else value
+    return {"height": value, "width": value} if not isinstance(value, dict | Size) and value is not None else value
 
 
+def _no_boolean(value: Any) -> Any:
+    """YAML reads `yes` and `on` as true, which pydantic would take for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {str(value).lower()}")  # noqa: TRY004 (pydantic's way to refuse)
+    return value
+
+
+def _file_or_list(value: Any) -> Any:
+    """Labels: a file's name as a path, or a tuple of texts (YAML reads `no` as false, which is no label)."""
+    if value is None or isinstance(value, Path):
+        return value
+    if isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be a file's name or a list of labels, got {value!r}")  # noqa: TRY004 (pydantic's way)
+    for index, label in enumerate(value):
+        if isinstance(label, bool) or not isinstance(label, str | int | float):
+            raise ValueError(f"label {index} must be text, in quotes if need be, got {label!r}")  # noqa: TRY004 (as above)
+    return tuple(str(label) for label in value)
+
+
+Count = Annotated[int, BeforeValidator(_no_boolean), Field(gt=0)]
 Quantity = Annotated[int, BeforeValidator(quantity), Field(gt=0)]
-Side = Annotated[int, Field(gt=0, le=16384)]
+Side = Annotated[int, BeforeValidator(_no_boolean), Field(gt=0, le=16384)]
+Number = Annotated[float, BeforeValidator(_no_boolean)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 
 
 class Section(BaseModel):
-    """Any part of the file: frozen, and strict about its keys."""
+    """Any part of the file: frozen, and strict about its keys.  A section left empty is one of defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, coerce_numbers_to_str=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, value: Any) -> Any:
+        return {} if value is None else value
 
 
 class Size(Section):
@@ -79,8 +110,15 @@ class Limits(Section):
     """What one picture may cost, checked on its header before it is decoded."""
 
     bytes: Quantity = 10 * 2**20
-    pixels: Quantity = 50_000_000
-    formats: tuple[Format, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+    pixels: Annotated[Quantity, Field(le=MOST_PIXELS)] = 50_000_000
+    formats: Annotated[tuple[Format, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = (
+        "JPEG",
+        "PNG",
+        "WEBP",
+        "GIF",
+        "BMP",
+        "TIFF",
+    )
 
 
 class ImageSection(Section):
@@ -96,8 +134,8 @@ class ImageSection(Section):
     background: tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field((255, 255, 255), min_length=3, max_length=3)
     resize: Resize | None = None
     center_crop: Annotated[Size | None, BeforeValidator(_square)] = None
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    mean: tuple[Number, ...] = ()
+    std: tuple[Number, ...] = ()
     limits: Limits = Limits()
 
     @property
@@ -112,13 +150,24 @@ class ImageSection(Section):
                 raise ValueError(f"{name} needs {self.channels} numbers for mode {self.mode}, got {len(values)}")
         if any(value <= 0 for value in self.std):
             raise ValueError(f"std must be greater than 0, got {list(self.std)}")
-        if self.resize and self.center_crop:
-            smallest = self.resize.shorter_side or min(self.resize.height or 0, self.resize.width or 0)
-            if max(self.center_crop.height, self.center_crop.width) > smallest:
-                raise ValueError(
-                    f"center_crop is larger than what resize leaves ({smallest} pixels on the shorter side)"
-                )
+        if self.resize and self.center_crop and not _may_fit(self.center_crop, self.resize):
+            left = (
+                f"a shorter side of {self.resize.shorter_side}"
+                if self.resize.shorter_side
+                else f"{self.resize.width}x{self.resize.height}"
+            )
+            raise ValueError(
+                f"center_crop is {self.center_crop.width}x{self.center_crop.height} pixels, "
+                f"more than resize leaves ({left})"
+            )
         return self
+
+
+def _may_fit(crop: Size, resize: Resize) -> bool:
+    """Whether some picture can be cropped after this resize; the longer side depends on the picture."""
+    if resize.shorter_side is not None:
+        return min(crop.height, crop.width) <= resize.shorter_side
+    return crop.height <= (resize.height or 0) and crop.width <= (resize.width or 0)
 
 
 class PredictorSection(Section):
@@ -127,15 +176,16 @@ class PredictorSection(Section):
     host: str = "localhost:8000"
     protocol: Literal["v2"] = "v2"
     hand_off: Literal["auto", "binary", "json"] = "auto"
-    model: str | None = None
-    version: str = ""
+    model: ModelName | None = None
+    version: Annotated[str, Field(pattern=r"^[0-9]{0,18}$")] = ""
     input: str | None = None
-    max_batch_size: Annotated[int, Field(ge=0)] | None = None
+    max_batch_size: Annotated[int, BeforeValidator(_no_boolean), Field(ge=0)] | None = None
     use_ssl: bool = False
-    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    retries: Annotated[int, Field(ge=0, le=10)] = 2
-    connections: Annotated[int, Field(gt=0)] = 64
-    concurrency: Annotated[int, Field(gt=0)] = 8
+    timeout_seconds: Annotated[Number, Field(gt=0)] = 60.0
+    retries: Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=10)] = 2
+    connections: Count = 64
+    concurrency: Count = 8
+    """Calls that one request may have in flight when its instances are split."""
 
 
 class OutputSection(Section):
@@ -143,21 +193,31 @@ class OutputSection(Section):
 
     task: Literal["classification", "raw"] = "raw"
     output: str | None = None
-    labels: Path | tuple[str, ...] | None = None
+    labels: Annotated[Path | tuple[str, ...] | None, BeforeValidator(_file_or_list)] = None
     activation: Literal["none", "softmax"] = "none"
-    top_k: Annotated[int, Field(gt=0)] = 5
+    top_k: Count = 5
     response: Literal["predictions", "outputs"] = "predictions"
+
+    @model_validator(mode="after")
+    def _said_and_done(self) -> Self:
+        """Nothing that was asked for may be left out in silence."""
+        idle = [name for name in ("labels", "activation", "top_k") if name in self.model_fields_set]
+        if self.task != "classification" and idle:
+            raise ValueError(f"only task: classification uses {', '.join(idle)}, got task: {self.task}")
+        if self.task == "classification" and self.response == "outputs":
+            raise ValueError("response: outputs gives the outputs as they are; leave out task: classification")
+        return self
 
 
 class TransformerConfig(Section):
     """One model: its name, its predictor, its pictures, its answers."""
 
-    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = "model"
+    model_name: ModelName = "model"
     transformer: str | None = None
     predictor: PredictorSection = PredictorSection()
     image: ImageSection = ImageSection()
     output: OutputSection = OutputSection()
-    max_instances: Annotated[int, Field(gt=0)] = 256
+    max_instances: Count = 256
     server: Mapping[str, Any] = Field(default_factory=dict)
     """Settings of the process, by their flag's name: `server: {http_port: 8080}`."""
 
@@ -169,19 +229,17 @@ class TransformerConfig(Section):
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> TransformerConfig:
     """Read a file; `overrides` maps dotted keys (`predictor.host`) to values that win over the file's.
 
+    A labels file is read here, relative to the folder of `path`.
+
     Raises:
         ConfigError: the file cannot be read, is no YAML, or breaks a rule; the message has the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror if isinstance(error, OSError) else error}"
-        ) from None
+    text = _read(path, str(path))
     config = parse_config(text, str(path), overrides)
     labels = config.output.labels
     if isinstance(labels, Path):
-        lines = _read_labels(path.parent / labels)
+        where = f"{path}:{_line(_Loader(text).get_single_node(), ['output', 'labels'])}: output.labels: "
+        lines = _read_labels(path.parent / labels, where)
         config = config.model_copy(update={"output": config.output.model_copy(update={"labels": lines})})
     return config
 
@@ -189,10 +247,11 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Trans
 def parse_config(
     text: str, name: str = "transformer.yaml", overrides: Mapping[str, Any] | None = None
 ) -> TransformerConfig:
-    """The configuration out of a YAML text; see `load_config`."""
+    """The configuration out of a YAML text; a labels file stays a path.  See `load_config`."""
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
+        loader = _Loader(text)
+        tree = loader.get_single_node()
+        document = loader.construct_document(tree) if tree is not None else {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -202,47 +261,94 @@ def parse_config(
     if not isinstance(document, dict):
         raise ConfigError(f"{name}: the file must hold a mapping of keys, got {type(document).__name__}")
     for dotted, value in (overrides or {}).items():
-        *sections, key = dotted.split(".")
-        target = document
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[key] = value
+        _override(document, dotted.split("."), value)
     try:
-        return TransformerConfig(**document)
+        return TransformerConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, name, tree) for item in error.errors())) from None
+        raise ConfigError("\n".join(_explain(error.errors(), name, tree))) from None
 
 
-def _read_labels(path: Path) -> tuple[str, ...]:
+class _Loader(yaml.SafeLoader):
+    """YAML as it is meant: of a key given twice, PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in lines:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key {key.value!r} is given twice, first on line {lines[key.value]}",
+                        problem_mark=key.start_mark,
+                    )
+                lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+def _override(document: dict[Any, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        section = document.get(key)
+        if section is None:
+            section = document[key] = {}
+        if not isinstance(section, dict):
+            return  # no section at all: the validation that follows says so
+        document = section
+    document[keys[-1]] = value
+
+
+def _read(path: Path, where: str) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"output.labels: {path} cannot be read: {reason}") from None
-    return tuple(line.strip() for line in lines if line.strip())
+        raise ConfigError(f"{where}: cannot be read: {reason}") from None
 
 
-def _explain(item: Any, name: str, tree: yaml.Node | None) -> str:
-    """One of pydantic's findings as `file:line: key: what is wrong, got what`."""
-    keys = [key for key in item["loc"] if not isinstance(key, str) or key.isidentifier()]
-    dotted = ".".join(str(key) for key in keys)
-    where = f"{name}:{_line(tree, keys)}: {dotted}: " if dotted else f"{name}: "
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(keys[:-1])
-        near = difflib.get_close_matches(str(keys[-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
-        return f"{where}unknown key; {hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    given = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-    return f"{where}{message}{given}"
+def _read_labels(path: Path, where: str) -> tuple[str, ...]:
+    """One label a line; a line's number is its class, so a gap would shift every label behind it."""
+    lines = [line.strip() for line in _read(path, where + str(path)).rstrip().split("\n")]
+    if "" in lines:
+        empty = "the file is empty" if lines == [""] else f"line {lines.index('') + 1} is empty"
+        raise ConfigError(f"{where}{path}: {empty}; there must be one label a line, in the order of the classes")
+    return tuple(lines)
 
 
-def _known_keys(path: list[Any]) -> list[str]:
-    section: Any = TransformerConfig
-    for key in path:
-        field = section.model_fields.get(key) if isinstance(section, type) and issubclass(section, BaseModel) else None
-        section = _section_in(field.annotation) if field else None
-    return list(section.model_fields) if section is not None else []
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def _explain(findings: Iterable[Any], name: str, tree: yaml.Node | None) -> list[str]:
+    """Pydantic's findings as `file:line: key: what is wrong, got what`."""
+    lines = []
+    for item in findings:
+        keys, section = _place(item["loc"])
+        dotted = ".".join(str(key) for key in keys)
+        where = f"{name}:{_line(tree, keys)}: {dotted}: " if dotted else f"{name}: "
+        if item["type"] == "extra_forbidden":
+            known = list(section.model_fields)
+            near = difflib.get_close_matches(str(keys[-1]).replace("-", "_"), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
+            lines.append(f"{where}unknown key; {hint}")
+        else:
+            given = "" if item["type"] == "value_error" else f", got {item['input']!r}"
+            lines.append(f"{where}{item['msg'].removeprefix('Value error, ')}{given}")
+    return lines
+
+
+def _place(location: Iterable[str | int]) -> tuple[list[str | int], type[Section]]:
+    """A finding's keys as they stand in the file, and the section that the last of them belongs to.
+
+    Below the last section pydantic mixes names of its own (of a union's members) into the location.
+    """
+    keys: list[str | int] = []
+    section: type[Section] = TransformerConfig
+    inner: type[Section] | None = TransformerConfig
+    for key in location:
+        if inner is not None:
+            keys.append(key)
+            field = inner.model_fields.get(str(key))
+            section, inner = inner, _section_in(field.annotation) if field else None
+        elif isinstance(key, int):
+            keys.append(key)
+    return keys, section
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
@@ -255,12 +361,12 @@ def _section_in(annotation: Any) -> type[Section] | None:
     return None
 
 
-def _line(node: yaml.Node | None, keys: list[Any]) -> int:
+def _line(node: yaml.Node | None, keys: Iterable[str | int]) -> int:
     """The line of the deepest key that the file really has, counted from 1."""
     line = 1
     for key in keys:
         if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == key), None)
+            pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
             if pair is None:
                 break
             line, node = pair[0].start_mark.line + 1, pair[1]

@@ -44,17 +44,17 @@ class Contract:
 
 
 def read_contract(metadata: ModelMetadata, config: Mapping[str, Any] | None, section: PredictorSection) -> Contract:
-    """The contract out of what the predictor says, the transformer's own settings winning.
+    """The contract out of what the predictor says and what the transformer's own settings add.
 
     `config` is the JSON model configuration, or None where the server has no such route: then a
     leading -1 is taken for the batch dimension, and a call holds one instance unless
-    `predictor.max_batch_size` says more.
+    `predictor.max_batch_size` says more (0: any number).
 
     With `max_batch_size` 0 the model does not batch by itself: a leading -1 takes all instances, anything
     else one instance a call in the declared shape.
 
     Raises:
-        Mismatch: the model has no inputs, or not the one that is configured.
+        Mismatch: the model has no inputs, or not the one that is configured, or takes fewer instances a call.
     """
     if not metadata.inputs:
         raise Mismatch(f"the predictor says that model '{metadata.name}' has no inputs; its metadata must name them")
@@ -63,20 +63,42 @@ def read_contract(metadata: ModelMetadata, config: Mapping[str, Any] | None, sec
     if main is None:
         names = ", ".join(tensor.name for tensor in metadata.inputs)
         raise Mismatch(f"the transformer's predictor.input is '{wanted}', the predictor's model has {names}")
-    max_batch_size = section.max_batch_size
-    if max_batch_size is None:
-        stated = config.get("max_batch_size", 0) if config is not None else 1
-        if not isinstance(stated, int) or isinstance(stated, bool) or stated < 0:
-            raise Mismatch(f"the predictor's configuration has max_batch_size {stated!r}; it must be a number >= 0")
-        max_batch_size = stated
-    leading_variable = all(tensor.shape[:1] == (-1,) for tensor in metadata.inputs)
-    if max_batch_size > 0 and (config is not None or leading_variable):
-        max_rows, batch_dimension = max_batch_size, True
-    elif max_batch_size == 0 and leading_variable:
-        max_rows, batch_dimension = None, True
-    else:
-        max_rows, batch_dimension = 1, False
+    max_rows, batch_dimension = _rows(metadata.inputs, _stated(config), section.max_batch_size)
     return Contract(metadata.inputs, metadata.outputs, max_rows, batch_dimension, main)
+
+
+def _stated(config: Mapping[str, Any] | None) -> int | None:
+    """The configuration's `max_batch_size`; None where there is no configuration."""
+    if config is None:
+        return None
+    stated = config.get("max_batch_size", 0)
+    if not isinstance(stated, int) or isinstance(stated, bool) or stated < 0:
+        raise Mismatch(f"the predictor's configuration has max_batch_size {stated!r}; it must be a number >= 0")
+    return stated
+
+
+def _rows(inputs: tuple[TensorMetadata, ...], stated: int | None, ours: int | None) -> tuple[int | None, bool]:
+    """(how many instances a call may hold, whether tensors have a batch dimension).
+
+    `stated` is the predictor's `max_batch_size`, `ours` the transformer's, which may only make it smaller.
+    """
+    if stated:
+        if ours is not None and ours > stated:
+            raise Mismatch(
+                f"the transformer's predictor.max_batch_size is {ours}, "
+                f"the predictor's model has max_batch_size {stated}"
+            )
+        return ours or stated, True
+    if all(tensor.shape[:1] == (-1,) for tensor in inputs):
+        without_config = 1 if stated is None else None
+        return (without_config if ours is None else ours or None), True
+    if ours is not None and ours > 1:
+        shapes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in inputs)
+        raise Mismatch(
+            f"the transformer's predictor.max_batch_size is {ours}, the predictor's model takes one instance a call "
+            f"({shapes} has no variable first dimension)"
+        )
+    return 1, False
 
 
 def check_pictures(contract: Contract, shape: tuple[int, int, int] | None, channels: int) -> None:
@@ -107,18 +129,34 @@ def check_pictures(contract: Contract, shape: tuple[int, int, int] | None, chann
         )
 
 
-def check_labels(contract: Contract, output: str | None, labels: int | None) -> None:
-    """Whether the classified output exists and has as many classes as there are labels.
+def check_output(contract: Contract, output: str | None) -> TensorMetadata | None:
+    """The output that is configured (None: the first), as declared; None from a server that does not tell.
 
     Raises:
-        Mismatch: no such output, or the numbers differ.
+        Mismatch: the model has no such output.
     """
     if not contract.outputs:
-        return  # a server that does not tell; the first answer will
-    names = [tensor.name for tensor in contract.outputs]
-    if output is not None and output not in names:
-        raise Mismatch(f"the transformer's output.output is '{output}', the predictor's model has {', '.join(names)}")
-    tensor = contract.outputs[names.index(output) if output else 0]
+        return None  # the first answer will tell
+    if output is None:
+        return contract.outputs[0]
+    for tensor in contract.outputs:
+        if tensor.name == output:
+            return tensor
+    names = ", ".join(tensor.name for tensor in contract.outputs)
+    raise Mismatch(f"the transformer's output.output is '{output}', the predictor's model has {names}")
+
+
+def check_classes(contract: Contract, output: str | None, labels: int | None) -> None:
+    """Whether the classified output exists, holds numbers, and has as many classes as there are labels.
+
+    Raises:
+        Mismatch: it does not.
+    """
+    tensor = check_output(contract, output)
+    if tensor is None:
+        return
+    if tensor.datatype == "BYTES":
+        raise Mismatch(f"the transformer classifies numbers, the predictor's output '{tensor.name}' is BYTES")
     classes = contract.element_shape(tensor)[-1:]
     if labels is not None and classes and classes[0] not in (-1, labels):
         raise Mismatch(

@@ -11,6 +11,14 @@ import pybase64
 from oip.errors import InvalidArgument
 
 
+def kind(value: Any) -> str:
+    """A JSON value's kind in JSON's words, for messages."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
+
+
 def find(instance: Any, fields: Sequence[str]) -> tuple[str, Any]:
     """The first of the dotted `fields` that the instance has, and its value.
 
@@ -26,15 +34,15 @@ def find(instance: Any, fields: Sequence[str]) -> tuple[str, Any]:
         else:
             return field, value
     got = (
-        f"an object with {', '.join(map(repr, list(instance)[:8])) or 'no keys'}"
+        f"an object with {', '.join(repr(str(key)[:40]) for key in list(instance)[:8]) or 'no keys'}"
         if isinstance(instance, Mapping)
-        else "no object"
+        else kind(instance)
     )
     raise InvalidArgument(f"no picture; it must be base64 under one of {', '.join(fields)}, got {got}")
 
 
 def decode_base64(text: Any, field: str, max_bytes: int) -> bytes:
-    """The bytes behind standard base64.
+    """The bytes behind standard base64, which may be broken into lines.
 
     The length is judged before anything is decoded, since it follows from the text's.
 
@@ -42,16 +50,18 @@ def decode_base64(text: Any, field: str, max_bytes: int) -> bytes:
         InvalidArgument: no string, too long, or not base64.
     """
     if not isinstance(text, str):
-        raise InvalidArgument(f"'{field}' must be a base64 string, got {type(text).__name__}")
-    if len(text) // 4 * 3 - text[-2:].count("=") > max_bytes:
-        raise InvalidArgument(
-            f"'{field}' holds a picture of about {len(text) // 4 * 3} bytes, more than the limit of {max_bytes}"
-        )
+        raise InvalidArgument(f"'{field}' must be a base64 string, got {kind(text)}")
     if not text:
         raise InvalidArgument(f"'{field}' is empty; it must be a picture in base64")
+    size = len(text) // 4 * 3 - text[-2:].count("=")
+    if size > max_bytes:
+        raise InvalidArgument(f"'{field}' holds a picture of about {size} bytes, more than the limit of {max_bytes}")
     try:
         return pybase64.b64decode(text, validate=True)
     except ValueError:  # binascii.Error, and characters outside ASCII
+        unbroken = "".join(text.split())
+        if len(unbroken) < len(text):  # what `base64` prints has a line break every 76 characters
+            return decode_base64(unbroken, field, max_bytes)
         raise InvalidArgument(
             f"'{field}' is not valid base64: it must have A-Z a-z 0-9 + / only, padded with = to a multiple of four"
         ) from None

@@ -6,20 +6,32 @@ Knows Pillow and numpy; knows no HTTP, no JSON and no predictor.  The geometry i
 - the shorter side becomes `shorter_side` and the longer follows, rounded down, as torchvision does;
 - the centre crop starts at round((side - crop) / 2), half to even, as torchvision does;
 - resizing antialiases, as Pillow (and torchvision on a Pillow image) does;
+- what is transparent shows the background, and 16-bit grey keeps its high byte;
 - a value is (x / 255 - mean) / std, in float32.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from kserve_transformer.config import ImageSection
+from kserve_transformer.config import ImageSection, Resize
 from oip.errors import InvalidArgument
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes an orientation.  Pillow's `exif_transpose` does it too, and then rewrites EXIF data nobody reads."""
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -31,54 +43,83 @@ _RESAMPLING = {
 }
 
 
+_FUSED = ("bilinear", "hamming")
+"""Filters whose resampling of a part gives the pixels of resizing all and cropping, within 2 of 255.
+
+Pillow rounds to 8 bits between its two passes and starts with the cheaper one, so the part may be
+done in the other order than the whole.  Filters with negative lobes turn that into visible
+differences on sharp edges, and the two others pick other pixels where a position falls between two.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One resampling: the part `box` (left, top, right, bottom, in source pixels) becomes `width` x `height`."""
+    """Two steps: the part `box` of the source (left, top, right, bottom) becomes `size`, of which `crop` stays.
 
-    width: int
-    height: int
+    `resamples` is false where the first would change nothing, `crop` None where all stays.
+    """
+
+    size: tuple[int, int]
     box: tuple[float, float, float, float]
+    resamples: bool
+    crop: tuple[int, int, int, int] | None = None
 
     @property
-    def is_identity(self) -> bool:
-        return self.box == (0, 0, self.width, self.height)
+    def width(self) -> int:
+        return self.size[0] if self.crop is None else self.crop[2] - self.crop[0]
+
+    @property
+    def height(self) -> int:
+        return self.size[1] if self.crop is None else self.crop[3] - self.crop[1]
 
 
 def plan(width: int, height: int, section: ImageSection) -> Plan:
-    """Resize and crop of a picture of the given size, fused into one resampling.
+    """Resize and crop of a picture of the given size, fused into one resampling where that gives the same pixels.
 
-    Cropping the result of a resize and resizing the part that would be left give the same pixels
-    (the filter sees the same neighbours), and the second never computes what is thrown away.
+    The fused form never computes what the crop throws away.
 
     Raises:
-        InvalidArgument: the picture is smaller than the crop.
+        InvalidArgument: the picture is smaller than the crop, or so narrow that resizing it would pass the pixel limit.
     """
-    resized_width, resized_height = width, height
-    if section.resize is not None:
-        if section.resize.shorter_side is not None:
-            side = section.resize.shorter_side
-            if width <= height:
-                resized_width, resized_height = side, int(side * height / width)
-            else:
-                resized_width, resized_height = int(side * width / height), side
-        else:
-            resized_width, resized_height = section.resize.width or width, section.resize.height or height
+    resized = _resized(width, height, section.resize)
+    whole = Plan(resized, (0, 0, width, height), resamples=resized != (width, height))
     crop = section.center_crop
-    if crop is None:
-        return Plan(resized_width, resized_height, (0, 0, width, height))
-    if crop.width > resized_width or crop.height > resized_height:
+    if crop is None or (crop.width, crop.height) == resized:
+        return _bounded(whole, section)
+    if crop.width > resized[0] or crop.height > resized[1]:
         raise InvalidArgument(
-            f"the picture is {resized_width}x{resized_height} pixels after resizing, smaller than the crop of "
+            f"the picture is {resized[0]}x{resized[1]} pixels after resizing, smaller than the crop of "
             f"{crop.width}x{crop.height}; send a larger one"
         )
-    left = round((resized_width - crop.width) / 2)
-    top = round((resized_height - crop.height) / 2)
-    across, down = width / resized_width, height / resized_height
-    return Plan(
-        crop.width,
-        crop.height,
-        (left * across, top * down, (left + crop.width) * across, (top + crop.height) * down),
-    )
+    left, top = round((resized[0] - crop.width) / 2), round((resized[1] - crop.height) / 2)
+    right, bottom = left + crop.width, top + crop.height
+    if whole.resamples and section.resize and section.resize.interpolation in _FUSED:
+        across, down = width / resized[0], height / resized[1]
+        box = (left * across, top * down, min(right * across, width), min(bottom * down, height))
+        return Plan((crop.width, crop.height), box, resamples=True)
+    return _bounded(replace(whole, crop=(left, top, right, bottom)), section)
+
+
+def _resized(width: int, height: int, resize: Resize | None) -> tuple[int, int]:
+    if resize is None:
+        return width, height
+    side = resize.shorter_side
+    if side is None:
+        return resize.width or width, resize.height or height
+    if width <= height:
+        return side, int(side * height / width)
+    return int(side * width / height), side
+
+
+def _bounded(plan: Plan, section: ImageSection) -> Plan:
+    """A picture of 1 x 50000 pixels passes every limit, and its shorter side at 256 would make 3 gigapixels of it."""
+    width, height = plan.size
+    if section.resize and section.resize.shorter_side and width * height > section.limits.pixels:
+        raise InvalidArgument(
+            f"the picture would be {width}x{height} pixels after resizing, more than the limit of "
+            f"{section.limits.pixels} pixels; send one that is less narrow"
+        )
+    return plan
 
 
 class PictureReader:
@@ -107,12 +148,14 @@ class PictureReader:
             InvalidArgument: it is no picture, is damaged, or passes a limit; nothing large was allocated.
         """
         image = self._decode(data)
-        shape = plan(image.width, image.height, self._section)
-        if not shape.is_identity:
-            image = image.resize((shape.width, shape.height), self._resampling, box=shape.box)
+        steps = plan(image.width, image.height, self._section)
+        if steps.resamples:
+            image = image.resize(steps.size, self._resampling, box=steps.box)
+        if steps.crop:
+            image = image.crop(steps.crop)
         pixels = np.asarray(image)  # [H, W] or [H, W, 3], uint8
         if out is None:
-            out = np.empty((self._section.channels, shape.height, shape.width), dtype=np.float32)
+            out = np.empty((self._section.channels, steps.height, steps.width), dtype=np.float32)
         for channel, table in enumerate(self._tables):
             plane = pixels if pixels.ndim == 2 else pixels[:, :, channel]
             np.take(table, plane, out=out[channel], mode="clip")  # "clip" only because "raise" buffers the output
@@ -132,29 +175,27 @@ class PictureReader:
             if isinstance(error, Image.DecompressionBombError):
                 raise InvalidArgument(f"the picture claims more pixels than the limit of {limits.pixels}") from None
             raise InvalidArgument(f"not a picture that can be read; it must be one of {', '.join(formats)}") from None
-        with image:
-            width, height = image.size
-            if width * height > limits.pixels:
-                raise InvalidArgument(
-                    f"the picture is {width}x{height} pixels, more than the limit of {limits.pixels} pixels"
-                )
-            if width == 0 or height == 0:
-                raise InvalidArgument(f"the picture is {width}x{height} pixels, which is empty")
-            try:
-                image.load()
-                return self._in_mode(_upright(image))
-            except Exception:
-                raise InvalidArgument(
-                    f"the picture ({image.format} {width}x{height}) is damaged or cut short"
-                ) from None
+        width, height = image.size
+        if width * height > limits.pixels:
+            raise InvalidArgument(
+                f"the picture is {width}x{height} pixels, more than the limit of {limits.pixels} pixels"
+            )
+        if width == 0 or height == 0:
+            raise InvalidArgument(f"the picture is {width}x{height} pixels, which is empty")
+        try:
+            image.load()
+            return self._in_mode(_upright(image))
+        except Exception:
+            raise InvalidArgument(f"the picture ({image.format} {width}x{height}) is damaged or cut short") from None
 
     def _in_mode(self, image: Image.Image) -> Image.Image:
         mode = self._section.mode
-        if image.mode == mode:
+        transparent = image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info
+        if image.mode == mode and not transparent:
             return image
         if image.mode.startswith("I") or image.mode == "F":
             image = _to_8_bits(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        if transparent:
             opaque = Image.new("RGBA", image.size, (*self._section.background, 255))
             image = Image.alpha_composite(opaque, image.convert("RGBA"))
         return image if image.mode == mode else image.convert(mode)
@@ -175,10 +216,10 @@ def normalisation_tables(section: ImageSection) -> list[np.ndarray]:
 def _upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation asks; damaged EXIF data count as none."""
     try:
-        turned = image.getexif().get(ORIENTATION, 1) != 1
+        turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:
         return image
-    return ImageOps.exif_transpose(image) if turned else image
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -187,5 +228,12 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     Pillow reads a 16-bit PNG as I;16 or, with palette tricks, as I; floating point TIFFs are taken as 0..1.
     """
     values = np.asarray(image)
-    levels = np.clip(values, 0.0, 1.0) * 255 if image.mode == "F" else np.clip(values, 0, 65535) / 256
-    return Image.fromarray(levels.astype(np.uint8))
+    if image.mode == "F":
+        levels = np.rint(np.clip(np.nan_to_num(values), 0.0, 1.0) * 255)
+    else:
+        levels = np.clip(values, 0, 65535) // 256
+    grey = Image.fromarray(levels.astype(np.uint8))
+    if isinstance(key := image.info.get("transparency"), int):
+        # The colour that is transparent is named in 16 bits: several of them share a high byte, so it becomes a mask.
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey

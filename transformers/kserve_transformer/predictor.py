@@ -19,7 +19,7 @@ from kserve_transformer.contract import Contract, Mismatch, read_contract
 from oip.client.address import Address
 from oip.client.http import Answer, HttpClient, RetryPolicy
 from oip.datatypes import DATATYPES
-from oip.errors import InferenceError, Internal, InvalidArgument, NotFound, Unavailable
+from oip.errors import BadAnswer, InferenceError, Internal, InvalidArgument, NotFound, Unavailable
 from oip.messages import InferenceRequest, InferenceResponse
 from oip.server.data_plane import RequestContext
 from oip.tensors import Tensor
@@ -60,7 +60,6 @@ class Predictor:
         self._client: HttpClient | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._decided = asyncio.Event()
-        self._slots = asyncio.Semaphore(section.concurrency)
 
     @property
     def address(self) -> Address:
@@ -117,6 +116,10 @@ class Predictor:
                 )
             except InferenceError as error:
                 reason = f"{error.message} ({error.code.name})"
+            except Exception:
+                # Whatever a stranger's server sends, the search must go on: nobody would restart it.
+                logger.exception("the predictor's metadata cannot be used")
+                reason = "the predictor's metadata cannot be used"
             if reason != self.reason:
                 logger.warning("not ready: %s (predictor %s)", reason, self.address)
             self.state, self.reason = state, reason
@@ -146,7 +149,7 @@ class Predictor:
     async def infer_rows(self, rows: Rows, context: RequestContext) -> list[dict[str, np.ndarray]]:
         """Send instances, split as the contract says, and return each one's outputs in order.
 
-        The stopwatch's `predict` lap is described by the predictor's own account, if a single call was made.
+        The predictor's own account of its time is kept in the context, if a single call was made.
 
         Raises:
             InferenceError: a call failed; the others are then cancelled.
@@ -156,17 +159,23 @@ class Predictor:
             batches = split(rows, contract.max_rows)
         else:
             batches = one_by_one(rows, {tensor.name: len(tensor.shape) for tensor in contract.inputs})
-        answers = await _all([self._infer_batch(batch, contract, context) for batch in batches])
-        return merge(batches, [{tensor.name: tensor.array for tensor in answer.response.outputs} for answer in answers])
+        slots = asyncio.Semaphore(self._section.concurrency)
+        answers = await _all([self._infer_batch(batch, contract, slots, context) for batch in batches])
+        context.predictor_stages = answers[0].stages if len(answers) == 1 else {}
+        return merge(batches, [_outputs(answer.response) for answer in answers])
 
     async def infer(self, tensors: Mapping[str, np.ndarray], context: RequestContext) -> dict[str, np.ndarray]:
         """One call with exactly these tensors (batch dimension included); outputs by name."""
         answer = await self._infer(_tensors(tensors, self.contract), context)
-        return {tensor.name: tensor.array for tensor in answer.response.outputs}
+        context.predictor_stages = answer.stages
+        return _outputs(answer.response)
 
-    async def _infer_batch(self, batch: Batch, contract: Contract, context: RequestContext) -> Answer:
+    async def _infer_batch(
+        self, batch: Batch, contract: Contract, slots: asyncio.Semaphore, context: RequestContext
+    ) -> Answer:
+        """A call that waits for one of its request's `slots`: a long request leaves connections to the others."""
         try:
-            async with self._slots:
+            async with slots:
                 return await self._infer(_tensors(batch.tensors, contract), context)
         except InferenceError as error:
             if error.instance is None and batch.count == 1 and isinstance(error, InvalidArgument):
@@ -179,7 +188,9 @@ class Predictor:
 
     async def call(self, request: InferenceRequest, context: RequestContext) -> InferenceResponse:
         """A request made elsewhere, as it is but for its id, its deadline and the form of its outputs."""
-        return (await self._send(request, context)).response
+        answer = await self._send(request, context)
+        context.predictor_stages = answer.stages
+        return answer.response
 
     async def _send(self, request: InferenceRequest, context: RequestContext) -> Answer:
         parameters = dict(request.parameters)
@@ -190,9 +201,7 @@ class Predictor:
         )
         headers = {name: context.headers[name] for name in FORWARDED if name in context.headers}
         headers["x-request-id"] = context.request_id
-        answer = await self._open_client().infer(request, deadline=context.deadline, headers=headers)
-        context.predictor_stages = answer.stages
-        return answer
+        return await self._open_client().infer(request, deadline=context.deadline, headers=headers)
 
 
 async def _all(calls: Sequence[Awaitable[T]]) -> list[T]:
@@ -206,6 +215,22 @@ async def _all(calls: Sequence[Awaitable[T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _outputs(response: InferenceResponse) -> dict[str, np.ndarray]:
+    """The outputs by name, in numbers that numpy knows: BF16 becomes float32, which holds all of its values.
+
+    Raises:
+        BadAnswer: there is none.
+    """
+    if not response.outputs:
+        raise BadAnswer("the predictor's answer holds no output")
+    return {
+        tensor.name: (tensor.array.astype(np.uint32) << 16).view(np.float32)
+        if tensor.datatype == "BF16"
+        else tensor.array
+        for tensor in response.outputs
+    }
 
 
 def _tensors(arrays: Mapping[str, np.ndarray], contract: Contract) -> tuple[Tensor, ...]:

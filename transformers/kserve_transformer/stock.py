@@ -4,17 +4,20 @@ Knows kserve, and is imported only for such a class.  Its hooks run off the even
 are plain functions; its calls of the predictor go through our client.
 """
 
+import binascii
 import inspect
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from PIL import UnidentifiedImageError
+
 from kserve_transformer.config import ConfigError, TransformerConfig
 from kserve_transformer.contract import Contract
-from kserve_transformer.transformer import Transformer
+from kserve_transformer.transformer import Transformer, require_time
 from oip import http_codec, json_text
-from oip.errors import Internal, InvalidArgument, NotFound, Unavailable, Unsupported
+from oip.errors import InferenceError, Internal, InvalidArgument, NotFound, Unavailable, Unsupported
 from oip.messages import InferenceRequest, InferenceResponse
 from oip.server.data_plane import RequestContext
 from oip.tensors import Tensor
@@ -51,41 +54,67 @@ class StockTransformer(Transformer):
 
     def __init__(self, config: TransformerConfig, stock_class: type[Any]) -> None:
         super().__init__(config)
+        predictor = config.predictor
+        self._kserve_config = kserve.predictor_config.PredictorConfig(
+            predictor_host=predictor.host,
+            predictor_protocol=predictor.protocol,
+            predictor_use_ssl=predictor.use_ssl,
+            predictor_request_timeout_seconds=int(predictor.timeout_seconds),
+            predictor_request_retries=predictor.retries,
+        )
+        kserve.context.set_predictor_config(self._kserve_config)
         self.model = _instantiate(stock_class, config, self._call_predictor)
         self.model.load()
+
+    def start(self, threads: int) -> None:
+        super().start(threads)
+        self.model.start()
+
+    async def stop(self) -> None:
+        self.model.stop()
+        await super().stop()
 
     def check(self, contract: Contract) -> None:
         """Its tensors are its own affair."""
 
     async def predict(self, payload: Any, context: RequestContext) -> Any:
         """The stock class's three steps; a failure keeps its meaning instead of becoming a 500."""
+        require_time(context)
         _context.set(context)
+        kserve.context.set_predictor_config(self._kserve_config)
         model = self.model
-        payload = await self._step(model.preprocess, payload, context)
+        payload = await self._hook("preprocess", model.preprocess, payload, context)
         context.stopwatch.lap("preprocess")
-        result = await self._step(model.predict, model.validate(payload), context)
+        try:
+            payload = model.validate(payload)
+        except kserve.errors.InvalidInput as error:
+            raise InvalidArgument(str(error)) from None
+        result = await self._hook("predict", model.predict, payload, context)
         context.stopwatch.lap("predict")
-        result = await self._step(model.postprocess, result, context)
+        result = await self._hook("postprocess", model.postprocess, result, context)
         context.stopwatch.lap("postprocess")
         return result.to_dict()[0] if isinstance(result, kserve.InferResponse) else result
 
-    async def _step(self, hook: Any, value: Any, context: RequestContext) -> Any:
-        """A hook of the class; missing keys in the caller's JSON and kserve's own errors are the caller's mistakes."""
-        try:
-            return await self._hook(hook, value, context.headers)
-        except Internal as failure:
-            cause = failure.__cause__
-            if isinstance(cause, kserve.errors.InvalidInput):
-                raise InvalidArgument(str(cause)) from None
-            if isinstance(cause, kserve.errors.ModelNotFound):
-                raise NotFound(str(cause.reason)) from None
-            if isinstance(cause, kserve.errors.ModelNotReady):
-                raise Unavailable(str(cause.error_msg)) from None
-            if isinstance(cause, NotImplementedError):
-                raise Unsupported(str(cause) or f"{hook.__name__} is not implemented") from None
-            if isinstance(cause, KeyError) and hook.__name__ == "preprocess":
-                raise InvalidArgument(f"the body lacks the key {cause}") from None
-            raise
+    def _meaning(self, step: str, error: Exception) -> InferenceError | None:
+        """Kserve's own errors keep theirs; what a class trips over while it reads the body is the caller's mistake."""
+        errors = kserve.errors
+        if isinstance(error, errors.InvalidInput):
+            return InvalidArgument(str(error))
+        if isinstance(error, errors.ModelNotFound):
+            return NotFound(str(error))
+        if isinstance(error, errors.ModelNotReady | errors.ServerNotReady):
+            return Unavailable(str(error))
+        if isinstance(error, NotImplementedError | errors.UnsupportedProtocol):
+            return Unsupported(str(error) or f"{step} is not implemented")
+        if step != "preprocess":
+            return None
+        if isinstance(error, KeyError):
+            return InvalidArgument(f"the body lacks the key {error}")
+        if isinstance(error, binascii.Error):
+            return InvalidArgument("the body holds text that is not valid base64")
+        if isinstance(error, UnidentifiedImageError):  # its text names a memory address
+            return InvalidArgument("the body holds something that is no picture")
+        return None
 
     async def _call_predictor(self, payload: Any) -> Any:
         """What `kserve.Model.predict` does, through our client: the answer has the form of the question."""

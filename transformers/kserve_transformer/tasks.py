@@ -22,9 +22,10 @@ def classification(
 ) -> list[dict[str, Any]]:
     """The `top_k` best classes of [classes] scores, best first, as `{label, index, score}`.
 
-    A class without a label is named by its index.  Equal scores come in the order of their index.
+    Fewer come where there are fewer.  A class without a label is named by its index, and equal
+    scores come in the order of their index.
     """
-    values = scores.reshape(-1)
+    values = scores.reshape(-1).astype(np.float64)  # a negated unsigned integer would wrap around
     if activation == "softmax":
         values = softmax(values)
     best = np.argsort(-values, kind="stable")[:top_k]

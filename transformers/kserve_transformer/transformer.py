@@ -10,21 +10,24 @@ The framework checks, stacks, splits, calls, merges and times.
 """
 
 import asyncio
+import contextvars
 import inspect
 import itertools
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from kserve_transformer import fields, tasks
-from kserve_transformer.config import TransformerConfig
-from kserve_transformer.contract import Contract, check_labels, check_pictures
+from kserve_transformer.config import ConfigError, TransformerConfig
+from kserve_transformer.contract import Contract, check_classes, check_output, check_pictures
 from kserve_transformer.pictures import PictureReader
 from kserve_transformer.predictor import Predictor, breakdown
-from oip.errors import InferenceError, Internal, InvalidArgument
+from oip.errors import BadAnswer, DeadlineExceeded, InferenceError, Internal, InvalidArgument
 from oip.server.data_plane import RequestContext
 
 logger = logging.getLogger("tandem.transformer")
@@ -37,10 +40,14 @@ class Transformer:
     """Pictures (or whatever `preprocess_instance` reads) to tensors, outputs to answers."""
 
     def __init__(self, config: TransformerConfig) -> None:
+        if isinstance(config.output.labels, Path):
+            raise ConfigError(f"output.labels: {config.output.labels} was not read; use load_config, or give a list")
         self.config = config
         self.name = config.model_name
         self.pictures = PictureReader(config.image)
         self._pool: ThreadPoolExecutor | None = None
+        self._threads = 0
+        self._takes_headers: dict[str, bool] = {}
         self._predictor: Predictor | None = None
         self._own_preprocess = _overrides(self, "preprocess_instance")
         self._own_postprocess = _overrides(self, "postprocess_instance")
@@ -62,17 +69,10 @@ class Transformer:
         fields beside the picture can shape the answer.  This default does the configured task.
         """
         output = self.config.output
+        chosen = self._chosen(outputs)
         if output.task == "classification":
-            name = output.output or next(iter(outputs))
-            if name not in outputs:
-                raise Internal(f"the predictor gave no output '{name}', only {', '.join(outputs)}")
-            _require_finite({name: outputs[name]})
-            return tasks.classification(
-                outputs[name], activation=output.activation, top_k=output.top_k, labels=self._labels
-            )
-        name = output.output
-        chosen = outputs if name is None or name not in outputs else {name: outputs[name]}
-        _require_finite(chosen)
+            scores = next(iter(chosen.values()))
+            return tasks.classification(scores, activation=output.activation, top_k=output.top_k, labels=self._labels)
         return tasks.raw(chosen)
 
     # `preprocess(payload, headers)` and `postprocess(result, headers)` are looked up by name: a class that does not
@@ -90,6 +90,7 @@ class Transformer:
 
     def start(self, threads: int) -> None:
         """Open the decode pool and begin looking for the predictor; call inside the event loop."""
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self.predictor.start()
 
@@ -108,8 +109,12 @@ class Transformer:
         if not self._own_preprocess and not hasattr(self, "preprocess"):
             check_pictures(contract, self.pictures.shape, self.config.image.channels)
         output = self.config.output
-        if output.task == "classification" and not self._own_postprocess:
-            check_labels(contract, output.output, None if self._labels is None else len(self._labels))
+        if self._own_postprocess:
+            return
+        if output.task == "classification":
+            check_classes(contract, output.output, None if self._labels is None else len(self._labels))
+        else:
+            check_output(contract, output.output)
 
     # --- the way of a request -----------------------------------------------------------------------------------------
 
@@ -119,41 +124,39 @@ class Transformer:
         Raises:
             InferenceError: with the index of the instance at fault, where one is.
         """
+        require_time(context)
         if hasattr(self, "preprocess"):
-            payload = await self._hook(self.preprocess, payload, context.headers)
+            payload = await self._hook("preprocess", self.preprocess, payload, context)
         if _is_tensors(payload):
+            context.stopwatch.lap("preprocess")
             result: Any = await self.predictor.infer(payload, context)
-            context.stopwatch.lap("predict")
+            _lap_predict(context)
         else:
             result = await self._predict_instances(self._instances(payload), context)
         if hasattr(self, "postprocess"):
-            result = await self._hook(self.postprocess, result, context.headers)
+            result = await self._hook("postprocess", self.postprocess, result, context)
         context.stopwatch.lap("postprocess")
         return result
 
     async def _predict_instances(self, instances: Sequence[Any], context: RequestContext) -> Any:
         contract = self.predictor.contract  # before any decoding: a transformer that is not ready says so at once
-        rows = await self._rows(instances, contract)
+        rows = await self._rows(instances, contract, context)
         context.stopwatch.lap("preprocess")
         outputs = await self.predictor.infer_rows(rows, context)
-        seconds = context.stopwatch.lap("predict")
-        context.stopwatch.describe(breakdown(context.predictor_stages, seconds * 1000))
+        _lap_predict(context)
         if self.config.output.response == "outputs" and not self._own_postprocess:
-            names = list(outputs[0])
-            stacked = {name: np.stack([row[name] for row in outputs]) for name in names}
-            _require_finite(stacked)
-            return {name: tasks.raw({name: array}) for name, array in stacked.items()}
-        return {"predictions": await self._answers(outputs, instances)}
+            return self._stacked(outputs)
+        return {"predictions": await self._answers(outputs, instances, context)}
 
     def _instances(self, payload: Any) -> Sequence[Any]:
         if not isinstance(payload, Mapping):
-            raise InvalidArgument(f'the body must be a JSON object {{"instances": [...]}}, got {_kind(payload)}')
+            raise InvalidArgument(f'the body must be a JSON object {{"instances": [...]}}, got {fields.kind(payload)}')
         if "instances" not in payload:
             keys = ", ".join(repr(str(key)[:40]) for key in list(payload)[:8]) or "no keys"
             raise InvalidArgument(f"'instances' is missing; send {{\"instances\": [...]}}, got an object with {keys}")
         instances = payload["instances"]
         if not isinstance(instances, list):
-            raise InvalidArgument(f"'instances' must be a list, got {_kind(instances)}")
+            raise InvalidArgument(f"'instances' must be a list, got {fields.kind(instances)}")
         if not instances:
             raise InvalidArgument("'instances' is empty; it must hold at least one instance")
         if len(instances) > self.config.max_instances:
@@ -163,7 +166,7 @@ class Transformer:
             )
         return instances
 
-    async def _rows(self, instances: Sequence[Any], contract: Contract) -> list[Row]:
+    async def _rows(self, instances: Sequence[Any], contract: Contract, context: RequestContext) -> list[Row]:
         """Every instance's tensors, made on the decode pool by as many threads as there are instances."""
         name = contract.main_input.name
         shape = self.pictures.shape
@@ -171,7 +174,9 @@ class Transformer:
 
             def row(index: int) -> Row:
                 made = self.preprocess_instance(instances[index])
-                return made if isinstance(made, Mapping) else {name: np.asarray(made)}
+                if isinstance(made, Mapping):
+                    return {key: np.asarray(value) for key, value in made.items()}
+                return {name: np.asarray(made)}
 
         else:
             # The usual case: every picture is written straight into its row of the tensor that will be sent.
@@ -181,20 +186,47 @@ class Transformer:
                 self._read_picture(instances[index], buffer[index])
                 return {name: buffer[index]}
 
-        return await self._each(len(instances), "preprocess_instance", row)
+        return await self._each(len(instances), "preprocess_instance", row, context)
 
-    async def _answers(self, outputs: Sequence[Row], instances: Sequence[Any]) -> list[Any]:
+    async def _answers(self, outputs: Sequence[Row], instances: Sequence[Any], context: RequestContext) -> list[Any]:
         def answer(index: int) -> Any:
             return self.postprocess_instance(outputs[index], instances[index])
 
         if self._own_postprocess:
-            return await self._each(len(outputs), "postprocess_instance", answer)
-        return [answer(index) for index in range(len(outputs))]  # microseconds each: not worth a thread
+            return await self._each(len(outputs), "postprocess_instance", answer, context)
+        # Microseconds each: not worth a thread.
+        return [_one("postprocess_instance", answer, index) for index in range(len(outputs))]
 
     def _read_picture(self, instance: Any, out: np.ndarray | None) -> np.ndarray:
         section = self.config.image
         field, value = fields.find(instance, section.field)
         return self.pictures.read(fields.decode_base64(value, field, section.limits.bytes), out)
+
+    def _chosen(self, outputs: Row) -> Row:
+        """The outputs that the answer is made of, all finite: the configured one, or all.
+
+        Raises:
+            BadAnswer: the predictor did not give the configured one.
+            Internal: one holds NaN or infinity.
+        """
+        name = self.config.output.output
+        if name is not None:
+            if name not in outputs:
+                raise BadAnswer(f"the predictor gave no output '{name}', only {', '.join(outputs)}")
+            outputs = {name: outputs[name]}
+        for key, array in outputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise Internal(
+                    f"the model's output '{key}' holds NaN or infinity, which an answer in JSON cannot carry"
+                )
+        return outputs
+
+    def _stacked(self, outputs: Sequence[Row]) -> dict[str, Any]:
+        """KServe's tutorial form: {output name: its rows}."""
+        chosen = [self._chosen(row) for row in outputs]
+        if any(row.keys() != chosen[0].keys() for row in chosen):
+            raise BadAnswer("the predictor gave different outputs for the instances of one request")
+        return {name: [tasks.raw({name: row[name]}) for row in chosen] for name in chosen[0]}
 
     @property
     def _labels(self) -> Sequence[str] | None:
@@ -203,35 +235,45 @@ class Transformer:
 
     # --- hooks off the event loop -------------------------------------------------------------------------------------
 
-    async def _each(self, count: int, hook: str, work: Callable[[int], T]) -> list[T]:
+    async def _each(self, count: int, hook: str, work: Callable[[int], T], context: RequestContext) -> list[T]:
         """`work(0) ... work(count - 1)` on the pool, results in order; the lowest failing index is reported.
 
         A share of the indices goes to each thread, so that a request of many instances costs as
-        many thread switches as there are threads.
+        many thread switches as there are threads.  Work that nobody needs any more is left out: behind
+        an instance that failed, after the deadline, once the caller has gone.
         """
-
-        def one(index: int) -> T:
-            try:
-                return work(index)
-            except InferenceError as error:
-                error.instance = index if error.instance is None else error.instance
-                raise
-            except Exception as error:
-                logger.exception("%s failed on instance %d", hook, index)
-                raise Internal(f"{hook} failed: {type(error).__name__}", instance=index) from error
+        needed = count
 
         def share(indices: range) -> list[T]:
-            return [one(index) for index in indices]
+            nonlocal needed
+            made = []
+            for index in indices:
+                if index >= needed:
+                    break
+                try:
+                    require_time(context)
+                    made.append(_one(hook, work, index))
+                except InferenceError:
+                    needed = min(needed, index)
+                    raise
+            return made
 
         if self._pool is None:
             raise Internal("the transformer is not started; this is a bug")
-        shares = min(count, self._pool._max_workers)
+        shares = min(count, self._threads)
         bounds = [count * number // shares for number in range(shares + 1)]
         loop = asyncio.get_running_loop()
-        parts = await asyncio.gather(
-            *(loop.run_in_executor(self._pool, share, range(first, end)) for first, end in itertools.pairwise(bounds)),
-            return_exceptions=True,
-        )
+        try:
+            parts = await asyncio.gather(
+                *(
+                    loop.run_in_executor(self._pool, share, range(first, end))
+                    for first, end in itertools.pairwise(bounds)
+                ),
+                return_exceptions=True,
+            )
+        except asyncio.CancelledError:
+            needed = 0
+            raise
         results: list[T] = []
         for part in parts:
             if isinstance(part, BaseException):
@@ -239,18 +281,74 @@ class Transformer:
             results += part
         return results
 
-    async def _hook(self, hook: Callable[..., Any], value: Any, headers: Mapping[str, str]) -> Any:
+    async def _hook(self, step: str, hook: Callable[..., Any], value: Any, context: RequestContext) -> Any:
         """A whole-request hook: awaited where it is async, on the pool where it is not."""
-        arguments = (value, headers) if len(inspect.signature(hook).parameters) > 1 else (value,)
+        takes_headers = self._takes_headers.get(step)
+        if takes_headers is None:
+            takes_headers = self._takes_headers[step] = _accepts_two(hook)
+        arguments = (value, context.headers) if takes_headers else (value,)
         try:
             if inspect.iscoroutinefunction(hook):
                 return await hook(*arguments)
-            return await asyncio.get_running_loop().run_in_executor(self._pool, hook, *arguments)
+            run = contextvars.copy_context().run
+            result = await asyncio.get_running_loop().run_in_executor(self._pool, run, _call, hook, *arguments)
+            return await result if inspect.isawaitable(result) else result
         except InferenceError:
             raise
         except Exception as error:
-            logger.exception("%s failed", hook.__name__)
-            raise Internal(f"{hook.__name__} failed: {type(error).__name__}") from error
+            meaning = self._meaning(step, error)
+            if meaning is not None:
+                raise meaning from None
+            logger.exception("%s failed", step)
+            raise Internal(f"{step} failed: {type(error).__name__}") from error
+
+    def _meaning(self, step: str, error: Exception) -> InferenceError | None:
+        """What an exception of a whole-request hook tells the caller; None for a bug in the hook."""
+        return None
+
+
+def _one(hook: str, work: Callable[[int], T], index: int) -> T:
+    """`work(index)`, its failures as errors that say which instance they are about."""
+    try:
+        return work(index)
+    except InferenceError as error:
+        error.instance = index if error.instance is None else error.instance
+        raise
+    except Exception as error:
+        logger.exception("%s failed on instance %d", hook, index)
+        raise Internal(f"{hook} failed: {type(error).__name__}", instance=index) from error
+
+
+def _call(hook: Callable[..., Any], *arguments: Any) -> Any:
+    """`hook(*arguments)`, but a StopIteration that escapes it cannot leave the future waiting for ever."""
+    try:
+        return hook(*arguments)
+    except StopIteration as error:
+        raise RuntimeError("the hook raised StopIteration") from error
+
+
+def _accepts_two(hook: Callable[..., Any]) -> bool:
+    """Whether a hook takes the headers beside the payload: older ones of KServe's do not."""
+    try:
+        inspect.signature(hook).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def require_time(context: RequestContext) -> None:
+    """Nothing is begun for a caller who no longer waits.
+
+    Raises:
+        DeadlineExceeded: its deadline has passed.
+    """
+    if context.deadline is not None and time.monotonic() >= context.deadline:
+        raise DeadlineExceeded("the deadline passed before the request was worked on")
+
+
+def _lap_predict(context: RequestContext) -> None:
+    seconds = context.stopwatch.lap("predict")
+    context.stopwatch.describe(breakdown(context.predictor_stages, seconds * 1000))
 
 
 def _overrides(transformer: Transformer, hook: str) -> bool:
@@ -263,14 +361,3 @@ def _is_tensors(payload: Any) -> bool:
         and bool(payload)
         and all(isinstance(value, np.ndarray) for value in payload.values())
     )
-
-
-def _require_finite(outputs: Mapping[str, np.ndarray]) -> None:
-    for name, array in outputs.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise Internal(f"the model's output '{name}' holds NaN or infinity, which an answer in JSON cannot carry")
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return names.get(type(value), "an object")

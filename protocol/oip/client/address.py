@@ -34,7 +34,9 @@ class Address:
             port = url.port
         except ValueError:
             raise ValueError(f"the port of {text!r} is no number between 0 and 65535") from None
-        if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/") or url.query:
+        more_than_host = "@" in url.netloc or url.path.strip("/") or url.query or url.fragment
+        blank = any(character.isspace() for character in url.netloc)
+        if url.scheme not in ("http", "https") or not url.hostname or more_than_host or blank:
             raise ValueError(f"{text!r} is no address; use host:port, http://host:port or unix:PATH")
         host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
         return cls(f"{url.scheme}://{host}" + (f":{port}" if port is not None else ""))

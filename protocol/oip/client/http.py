@@ -7,12 +7,15 @@ DeadlineExceeded, nonsense is BadAnswer, anything else keeps the status it came 
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
+from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 from oip import http_codec, json_text
 from oip.client.address import Address
@@ -31,6 +34,9 @@ HandOff = Literal["binary", "json"]
 
 MAX_ANSWER_BYTES = 1 << 30
 """An answer longer than a gibibyte is refused: no predictor of pictures means that."""
+
+_SECONDS = re.compile(r"[0-9]{1,9}")
+"""A Retry-After that is a number; its other form, a date, is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class HttpClient:
     Args:
         timeout_seconds: the longest a call may take where the caller sets no earlier deadline.
         connections: how many connections may be open at once; further calls wait for one.
+        max_answer_bytes: a longer answer is a BadAnswer.
     """
 
     def __init__(
@@ -79,8 +86,10 @@ class HttpClient:
         connections: int = 64,
         hand_off: HandOff = "binary",
         retries: RetryPolicy = RetryPolicy(),
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         self.address = address
+        self._max_answer_bytes = max_answer_bytes
         self.hand_off: HandOff = hand_off
         self._timeout_seconds = timeout_seconds
         self._retries = retries
@@ -94,6 +103,7 @@ class HttpClient:
             # The deadline is ours (see `_attempt`); aiohttp's own timers would be a second one.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds),
             auto_decompress=True,
+            cookie_jar=aiohttp.DummyCookieJar(),  # one caller's cookie must not travel with another's request
             skip_auto_headers=("User-Agent",),
         )
 
@@ -121,8 +131,7 @@ class HttpClient:
         """
         limit = time.monotonic() + self._timeout_seconds
         deadline = limit if deadline is None else min(deadline, limit)
-        version = f"/versions/{request.model_version}" if request.model_version else ""
-        path = f"/v2/models/{request.model_name}{version}/infer"
+        path = _model_path(request.model_name, request.model_version) + "/infer"
         encoded = http_codec.encode_request(request, binary=self.hand_off == "binary")
         body = encoded.body()
         status, answer_headers, answer = await self._call(
@@ -134,7 +143,11 @@ class HttpClient:
         return Answer(response, parse_header(answer_headers.get("Server-Timing", "")))
 
     async def model_ready(self, name: str, version: str = "", *, timeout_seconds: float = 2.0) -> bool:
-        """Whether the server says that the model can serve.  Triton's empty body and KServe's JSON both count."""
+        """Whether the server says that the model can serve.  Triton's empty body and KServe's JSON both count.
+
+        Raises:
+            Unavailable, DeadlineExceeded, BadAnswer: there was no answer.
+        """
         status, _, body = await self._get(_model_path(name, version) + "/ready", timeout_seconds)
         if status != 200:
             return False
@@ -199,17 +212,18 @@ class HttpClient:
         self, method: str, path: str, deadline: float, body: bytes | None, headers: Mapping[str, str]
     ) -> tuple[int, Mapping[str, str], bytes]:
         """One exchange: (status, headers, body).  The only place that touches the network."""
+        url = URL(self.address.base_url + path, encoded=True)  # or yarl would resolve a model named ".."
+        answering = False
         try:
             async with (
                 asyncio.timeout(max(0.0, deadline - time.monotonic())),
-                self._session.request(
-                    method, self.address.base_url + path, data=body, headers=headers, allow_redirects=False
-                ) as response,
+                self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
             ):
-                if (response.content_length or 0) > MAX_ANSWER_BYTES:
-                    raise BadAnswer(f"the predictor's answer is longer than {MAX_ANSWER_BYTES} bytes")
-                return response.status, response.headers, await response.read()
+                answering = True
+                return response.status, response.headers, await self._read(response)
         except (aiohttp.ConnectionTimeoutError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if answering:
+                raise BadAnswer("the predictor's answer breaks off") from None
             raise Unavailable("the predictor cannot be reached", retry_after_seconds=1) from None
         except TimeoutError:
             raise DeadlineExceeded("the predictor did not answer in time") from None
@@ -217,9 +231,26 @@ class HttpClient:
             # A payload that breaks off, headers that are no HTTP, a body that does not decompress.
             raise BadAnswer("the predictor's answer is no valid HTTP or breaks off") from None
 
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The whole body, decompressed, as long as it is within the bound."""
+        limit = self._max_answer_bytes
+        chunks: list[bytes] = []
+        length = response.content_length or 0  # its word, so that a body over the bound is not even begun
+        if length <= limit:
+            length = 0
+            async for chunk in response.content.iter_any():
+                chunks.append(chunk)
+                length += len(chunk)
+                if length > limit:
+                    break
+        if length > limit:
+            raise BadAnswer(f"the predictor's answer is longer than {limit} bytes")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
 
 def _model_path(name: str, version: str) -> str:
-    return f"/v2/models/{name}" + (f"/versions/{version}" if version else "")
+    path = f"/v2/models/{quote(name, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path
 
 
 def _error(status: int, body: bytes, headers: Mapping[str, str]) -> InferenceError:
@@ -234,5 +265,5 @@ def _error(status: int, body: bytes, headers: Mapping[str, str]) -> InferenceErr
     retry_after = headers.get("Retry-After", "")
     return error_for_status(status)(
         message if isinstance(message, str) else f"the predictor answered with status {status}",
-        retry_after_seconds=int(retry_after) if retry_after.isascii() and retry_after.isdigit() else None,
+        retry_after_seconds=int(retry_after) if _SECONDS.fullmatch(retry_after) else None,
     )

@@ -59,7 +59,10 @@ class DataPlane(Protocol):
     async def infer(self, request: InferenceRequest, context: RequestContext) -> InferenceResponse: ...
 
     async def start(self) -> None:
-        """Begin loading; returns at once or when loaded, `ready()` tells.  The service calls it once."""
+        """Begin loading; returns at once or when loaded, `ready()` tells.  The service calls it once.
+
+        Cancelled if the service is asked to stop meanwhile; `stop` follows.
+        """
 
     async def stop(self) -> None:
         """Finish what is in flight and release everything.  Called after the last answer went out."""

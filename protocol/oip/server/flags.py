@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 logger = logging.getLogger(__name__)
 
@@ -140,11 +141,15 @@ def validated(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     try:
         return settings(**values)
     except ValidationError as error:
-        lines = [
-            f"{flag_of(str(item['loc'][0])) if item['loc'] else 'settings'}: {item['msg']}, got {item['input']!r}"
-            for item in error.errors()
-        ]
-        raise click.UsageError("; ".join(lines)) from None
+        raise click.UsageError("; ".join(map(_complaint, error.errors()))) from None
+
+
+def _complaint(item: ErrorDetails) -> str:
+    if not item["loc"]:
+        return f"settings: {item['msg']}"
+    flag = flag_of(str(item["loc"][0]))
+    # What a missing value was "given" is everything else.
+    return f"{flag}: {item['msg']}" + ("" if item["type"] == "missing" else f", got {item['input']!r}")
 
 
 def _aliases(field: FieldInfo) -> list[str]:
@@ -181,4 +186,6 @@ def _default_text(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
-    return "not set" if default in (None, (), []) else f"default: {default}"
+    if default in (None, (), []):
+        return "not set"
+    return f"default: {str(default).lower() if isinstance(default, bool) else default}"

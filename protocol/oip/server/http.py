@@ -10,13 +10,16 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from aiohttp import http_exceptions, web
+from aiohttp import HttpVersion11, http_exceptions, web
 
 from oip import http_codec, json_text
 from oip.errors import (
+    Cancelled,
+    DeadlineExceeded,
     ErrorCode,
     InferenceError,
     Internal,
@@ -26,6 +29,7 @@ from oip.errors import (
     TooLarge,
     TooSlow,
     Unavailable,
+    UnsupportedMediaType,
     error_for_status,
 )
 from oip.server.data_plane import DataPlane, RequestContext
@@ -43,12 +47,16 @@ ENVOY_TIMEOUT = "x-envoy-expected-rq-timeout-ms"
 _SAFE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """Printable, short, no line breaks: an id goes into headers and logs."""
 
+_MILLISECONDS = re.compile(r"[0-9]{1,15}")
+_VERSION = re.compile(r"[0-9]{1,18}")
+_ENCODINGS = ("", "identity", "gzip", "deflate")
+
 
 class Http:
     """The aiohttp application over a data plane.
 
-    A process adds routes of its own to `app`.  `draining` is set by the service once it has been asked
-    to stop.
+    A process adds routes of its own with `add_routes`.  `draining` is set by the service once it has been
+    asked to stop.
     """
 
     def __init__(self, plane: DataPlane, settings: ServerSettings, metrics: ServerMetrics) -> None:
@@ -60,48 +68,99 @@ class Http:
         self._idle: asyncio.Future[None] | None = None
         # The body limit is ours (`read_body`): aiohttp's own would count for request.read() alone.
         self.app = web.Application(middlewares=[self._door])
-        self.app.add_routes([*self._v2_routes(), web.get("/metrics", self.metrics_page)])
+        metrics_route = web.get("/metrics", self._metrics_page)
+        self.add_routes([*self._v2_routes(), metrics_route])
+        self.metrics_app = web.Application(middlewares=[self._door])
+        self.metrics_app.add_routes([metrics_route])
+
+    def add_routes(self, routes: Iterable[web.RouteDef]) -> None:
+        """Serve these too; their handlers read bodies with `read_body`, which answers `Expect: 100-continue`."""
+        self.app.add_routes(
+            [
+                web.RouteDef(route.method, route.path, route.handler, {"expect_handler": _not_yet, **route.kwargs})
+                for route in routes
+            ]
+        )
 
     async def idle(self) -> None:
-        """Return once no request is in flight."""
+        """Return once no request is in flight and every answer has been written."""
         if self.in_flight:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
+
+    def refusal(self, status: int) -> web.Response:
+        """The answer to what never became a request of a route: bytes that are no HTTP."""
+        error = error_for_status(status)(
+            "this is no valid HTTP/1.1 request: its request line or a header is malformed, repeated or too long"
+            if status == 400
+            else "the request was refused before it reached a route"
+        )
+        response = error_response(error, RequestContext(uuid.uuid4().hex))
+        response.headers["Server"] = "tandem"
+        response.force_close()
+        self.metrics.request("", "unknown", response.status, [])
+        return response
 
     # --- the door -----------------------------------------------------------------------------------------------------
 
     @web.middleware
     async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.in_flight += 1
+        try:
+            response = await self._answer(request, handler)
+            await self._write(request, response)
+            return response
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight and self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The handler's answer or the error's, named, timed and counted."""
         context = RequestContext(request_id(request), deadline(request), headers_of(request))
         request[CONTEXT] = context
-        self.in_flight += 1
         try:
             if self.in_flight > self.settings.max_in_flight and not _is_probe(request):
                 raise Unavailable(
                     f"{self.settings.max_in_flight} requests are in flight, the limit; try again", retry_after_seconds=1
                 )
-            response = await handler(request)
+            if context.deadline is None:
+                response = await handler(request)
+            else:
+                async with until(context.deadline):
+                    response = await handler(request)
         except InferenceError as error:
             response = error_response(error, context)
         except web.HTTPException as error:
             response = error_response(_of_aiohttp(error, request), context, error.headers)
+        except asyncio.CancelledError:  # the caller has gone
+            self.metrics.request(request.method, _route(request), Cancelled.code.http_status, context.stopwatch.laps)
+            raise
         except Exception:
             logger.exception("request %s failed; this is a bug", context.request_id)
             response = error_response(Internal("the server failed; its log tells more under this request id"), context)
-        finally:
-            self.in_flight -= 1
-            if not self.in_flight and self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
         context.stopwatch.lap("finish")
         response.headers["Server-Timing"] = context.stopwatch.header()
         response.headers[REQUEST_ID] = context.request_id
         response.headers["Server"] = "tandem"
-        if self.draining:
+        if self.draining or not request.content.is_eof():
+            # What is left of a body that nobody wanted must not be taken for the next request.
             response.force_close()
         self.metrics.request(request.method, _route(request), response.status, context.stopwatch.laps)
         if self.settings.access_log:
             _log_access(request, response, context)
         return response
+
+    async def _write(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Send the answer while the request still counts as in flight, so that a drain waits for it."""
+        with suppress(ConnectionError):  # the caller has gone; aiohttp notices by itself
+            try:
+                async with asyncio.timeout(self.settings.body_timeout_seconds):
+                    await response.prepare(request)
+                    await response.write_eof()
+            except TimeoutError:
+                if request.transport is not None:
+                    request.transport.abort()
 
     # --- V2 -----------------------------------------------------------------------------------------------------------
 
@@ -150,16 +209,20 @@ class Http:
         inference = http_codec.decode_request(
             body, request.headers.get(http_codec.HEADER_LENGTH), model_name=name, model_version=version
         )
-        context.deadline = sooner(context.deadline, _timeout_parameter(inference.parameters))
         context.stopwatch.lap("decode")
-        answer = await self.plane.infer(inference, context)
+        timeout = _timeout_parameter(inference.parameters)
+        if timeout is None:
+            answer = await self.plane.infer(inference, context)
+        else:
+            context.deadline = sooner(context.deadline, timeout)
+            async with until(timeout):
+                answer = await self.plane.infer(inference, context)
         encoded = http_codec.encode_response(answer, inference)
         response = web.Response(body=encoded.body(), headers=encoded.headers)
         context.stopwatch.lap("encode")
         return response
 
-    async def metrics_page(self, request: web.Request) -> web.Response:
-        """`GET /metrics`."""
+    async def _metrics_page(self, request: web.Request) -> web.Response:
         return web.Response(body=self.metrics.exposition(), headers={"Content-Type": self.metrics.content_type})
 
     # --- bodies -------------------------------------------------------------------------------------------------------
@@ -169,22 +232,32 @@ class Http:
 
         Raises:
             TooLarge, TooSlow: it passes the bounds of the settings.
+            UnsupportedMediaType: its Content-Encoding is none we read.
             InvalidArgument: it cannot be decompressed, or ends before its length.
+            DeadlineExceeded: it is here, but nobody waits for the answer any more.
         """
         limit = self.settings.max_body_bytes
         too_large = TooLarge(
             f"the body is longer than {limit} bytes, the limit; send fewer or smaller pictures a request"
         )
+        encoding = request.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in _ENCODINGS:
+            raise UnsupportedMediaType(f"Content-Encoding {encoding[:40]!r} is not read here; use gzip or deflate")
         if (request.content_length or 0) > limit:
             raise too_large
         body = bytearray()
         try:
-            async with asyncio.timeout(self.settings.body_timeout_seconds):
+            if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request.writer.output_size = 0  # this was no part of the answer
+            async with asyncio.timeout(self.settings.body_timeout_seconds) as clock:
                 async for chunk in request.content.iter_any():
                     body += chunk
                     if len(body) > limit:
                         raise too_large
         except TimeoutError:
+            if not clock.expired():
+                raise
             raise TooSlow(
                 f"the body did not arrive within {self.settings.body_timeout_seconds:g} s; {len(body)} bytes came"
             ) from None
@@ -192,6 +265,9 @@ class Http:
             raise InvalidArgument(
                 "the body is damaged: it ends early or does not decompress as its Content-Encoding says"
             ) from None
+        except ConnectionError:
+            raise Cancelled("the caller has gone before its body had arrived") from None
+        drop_if_late(request[CONTEXT].deadline)
         return body
 
 
@@ -214,10 +290,41 @@ def headers_of(request: web.Request) -> dict[str, str]:
 
 def deadline(request: web.Request) -> float | None:
     """The reading of the monotonic clock at which the caller stops waiting, from the proxy's header."""
-    value = request.headers.get(ENVOY_TIMEOUT)
-    if value is None or not (value.isascii() and value.isdigit()) or int(value) == 0:
+    value = request.headers.get(ENVOY_TIMEOUT, "")
+    if not _MILLISECONDS.fullmatch(value) or int(value) == 0:
         return None  # Envoy: zero is no limit
     return time.monotonic() + int(value) / 1000
+
+
+def drop_if_late(deadline: float | None) -> None:
+    """Spare the work that nobody waits for.
+
+    Raises:
+        DeadlineExceeded: the deadline has passed.
+    """
+    if deadline is not None and time.monotonic() >= deadline:
+        raise DeadlineExceeded("the deadline that came with the request passed before the answer was there")
+
+
+@asynccontextmanager
+async def until(deadline: float) -> AsyncIterator[None]:
+    """Cancel what is inside once the deadline has passed.
+
+    Raises:
+        DeadlineExceeded: it had to be cancelled, or was late before it began.
+    """
+    drop_if_late(deadline)
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()) as clock:
+            yield
+    except TimeoutError:
+        if clock.expired():
+            drop_if_late(deadline)
+        raise
+
+
+async def _not_yet(request: web.Request) -> None:
+    """Leave `Expect: 100-continue` to `read_body`: a request that is refused must not be asked for its body."""
 
 
 def sooner(first: float | None, second: float | None) -> float | None:
@@ -235,14 +342,14 @@ def _timeout_parameter(parameters: Any) -> float | None:
 
 def _model_of(request: web.Request) -> tuple[str, str]:
     version = request.match_info.get("version", "")
-    if version and not (version.isascii() and version.isdigit()):
+    if version and not _VERSION.fullmatch(version):
         raise InvalidArgument(f"a model version is a number, got {version[:40]!r}")
     return request.match_info["name"], version
 
 
 def _is_probe(request: web.Request) -> bool:
     """Probes and metrics are answered whatever the load, or a busy process would be killed as a dead one."""
-    return request.method == "GET"
+    return request.method in ("GET", "HEAD")
 
 
 def _route(request: web.Request) -> str:
@@ -261,7 +368,8 @@ def json_response(value: Any, status: int = 200) -> web.Response:
 
 def error_response(error: InferenceError, context: RequestContext, headers: Any = None) -> web.Response:
     """The one error body: what, where and what would be right; a code; the request; the instance at fault."""
-    body: dict[str, Any] = {"error": error.message, "code": error.code.name, "request_id": context.request_id}
+    message = error.message.encode(errors="replace").decode()  # a route's odd bytes arrive as lone surrogates
+    body: dict[str, Any] = {"error": message, "code": error.code.name, "request_id": context.request_id}
     if error.instance is not None:
         body["instance"] = error.instance
     response = json_response(body, error.code.http_status)
@@ -285,16 +393,17 @@ def _of_aiohttp(error: web.HTTPException, request: web.Request) -> InferenceErro
 
 def _log_access(request: web.Request, response: web.StreamResponse, context: RequestContext) -> None:
     milliseconds = (time.perf_counter() - context.stopwatch.started) * 1000
+    path = request.rel_url.raw_path  # quoted, so that no line break of the caller's gets into the log
     logger.info(
         "%s %s %d %.1f ms",
         request.method,
-        request.path,
+        path,
         response.status,
         milliseconds,
         extra={
             "request_id": context.request_id,
             "method": request.method,
-            "path": request.path,
+            "path": path,
             "status": response.status,
             "milliseconds": round(milliseconds, 3),
         },

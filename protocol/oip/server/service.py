@@ -11,12 +11,14 @@ import logging
 import os
 import signal
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 
 import uvloop
 from aiohttp import web
 
 from oip.server import logs
+from oip.server.connections import Runner
 from oip.server.data_plane import DataPlane
 from oip.server.http import Http
 from oip.server.metrics import ServerMetrics
@@ -47,7 +49,7 @@ class Service:
         self.settings = settings
         self.metrics = metrics or ServerMetrics()
         self.http = Http(plane, settings, self.metrics)
-        self.http.app.add_routes(routes(self.http))
+        self.http.add_routes(routes(self.http))
         self.addresses: list[str] = []
         self._started = started
         self._metrics_port = metrics_port
@@ -63,55 +65,52 @@ class Service:
 
     async def run(self) -> int:
         """Serve until asked to stop; returns the exit status."""
-        runner = web.AppRunner(
-            self.http.app, access_log=None, handler_cancellation=True, shutdown_timeout=1, keepalive_timeout=75
-        )
-        await runner.setup()
-        metrics_runner = await self._serve_metrics()
-        try:
-            await self._listen(runner)
-            await self.plane.start()
-            starting = asyncio.ensure_future(self._report_start())
+        async with AsyncExitStack() as plane, AsyncExitStack() as sockets:  # sockets close before the plane stops
+            runner = Runner(self.http, self.http.app, shutdown_timeout=1, keepalive_timeout=75)
+            try:
+                await self._listen(runner, sockets)
+            except OSError as error:
+                logger.error("cannot listen: %s", error.strerror or error)
+                return 1
+            plane.push_async_callback(self.plane.stop)
+            starting = asyncio.ensure_future(self._start())
             await self._stop.wait()
             starting.cancel()
+            await asyncio.wait([starting])
             await self._drain(runner)
-        finally:
-            await self.plane.stop()
-            await runner.cleanup()
-            if metrics_runner:
-                await metrics_runner.cleanup()
-            if self.settings.http_unix_socket:
-                self.settings.http_unix_socket.unlink(missing_ok=True)
         return self._status
 
-    async def _listen(self, runner: web.AppRunner) -> None:
+    async def _listen(self, runner: Runner, sockets: AsyncExitStack) -> None:
+        """Open every socket; `sockets` closes them again, whichever were opened.
+
+        Raises:
+            OSError: a port or path is taken or not allowed.
+        """
         settings = self.settings
+        await runner.setup()
+        sockets.push_async_callback(runner.cleanup)
+        if self._metrics_port is not None:
+            # Also `/metrics` on a port of its own, for servers whose users expect it there (Triton's 8002).
+            metrics_runner = Runner(self.http, self.http.metrics_app, shutdown_timeout=1)
+            await metrics_runner.setup()
+            sockets.push_async_callback(metrics_runner.cleanup)
+            await web.TCPSite(metrics_runner, settings.http_address, self._metrics_port).start()
         if settings.http_unix_socket:
-            settings.http_unix_socket.unlink(missing_ok=True)
-            await web.UnixSite(runner, str(settings.http_unix_socket)).start()
-            settings.http_unix_socket.chmod(0o600)
+            with _private():  # a socket that a killed process left at the path is replaced, any other file is not
+                await web.UnixSite(runner, settings.http_unix_socket).start()
+            sockets.callback(settings.http_unix_socket.unlink, missing_ok=True)
             self.addresses.append(f"unix:{settings.http_unix_socket}")
         await web.TCPSite(runner, settings.http_address, settings.http_port, ssl_context=self._tls).start()
         port = next(address[1] for address in runner.addresses if isinstance(address, tuple))
-        host = "127.0.0.1" if settings.http_address in ("0.0.0.0", "::") else settings.http_address
-        self.addresses.append(f"{'https' if self._tls else 'http'}://{host}:{port}")
+        self.addresses.append(f"{'https' if self._tls else 'http'}://{_reachable(settings.http_address)}:{port}")
 
-    async def _serve_metrics(self) -> web.AppRunner | None:
-        """`/metrics` on a port of its own, for servers whose users expect it there (Triton's 8002)."""
-        if self._metrics_port is None:
-            return None
-        app = web.Application()
-        app.add_routes([web.get("/metrics", self.http.metrics_page)])
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, self.settings.http_address, self._metrics_port).start()
-        return runner
-
-    async def _report_start(self) -> None:
-        if self._started is None:
-            return
+    async def _start(self) -> None:
+        """Start the data plane while requests are answered already, then say so to whoever asked."""
+        status: int | None = None
         try:
-            status = await self._started(self)
+            await self.plane.start()
+            if self._started is not None:
+                status = await self._started(self)
         except Exception:
             logger.exception("starting failed; this is a bug")
             status = 1
@@ -136,6 +135,22 @@ class Service:
                 settings.exit_timeout_seconds,
             )
             self._status = self._status or 1
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """Files made meanwhile have mode 0600 from their first moment; a later chmod would leave a gap."""
+    mask = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+
+
+def _reachable(address: str) -> str:
+    """The host of a URL that reaches a server listening on that address from this machine."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    return f"[{address}]" if ":" in address else address
 
 
 def serve(
@@ -169,8 +184,4 @@ def serve(
         return await service.run()
 
     logs.configure(settings.log_level, settings.log_format)
-    try:
-        return uvloop.run(main())
-    except OSError as error:
-        logger.error("cannot listen: %s", error.strerror or error)
-        return 1
+    return uvloop.run(main())

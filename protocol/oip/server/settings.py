@@ -26,7 +26,9 @@ class ServerSettings(BaseModel):
         json_schema_extra={"aliases": ["--http-max-input-size"]},
     )
     body_timeout_seconds: float = Field(
-        30.0, gt=0, description="A body that takes longer to arrive is refused with 408."
+        30.0,
+        gt=0,
+        description="A body that arrives more slowly is refused with 408; an answer that is taken more slowly is cut.",
     )
     max_in_flight: int = Field(1024, gt=0, description="More requests than this at once are refused with 503.")
     drain_delay_seconds: float = Field(

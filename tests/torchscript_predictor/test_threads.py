@@ -1,0 +1,82 @@
+"""Intra-op threads: the decision, and what the machine says."""
+
+import pytest
+
+from torchscript_predictor.threads import CpuAllowance, cgroup_quota, intra_op_threads, read_allowance
+
+
+@pytest.mark.parametrize(
+    ("parameter", "allowance", "instances", "threads"),
+    [
+        (3, CpuAllowance(8.0, 5), 2, 3),
+        (None, CpuAllowance(8.0, 5), 2, 5),
+        (None, CpuAllowance(8.0), 2, 4),
+        (None, CpuAllowance(8.0), 3, 2),
+        (None, CpuAllowance(1.5), 1, 1),
+        (None, CpuAllowance(0.5), 4, 1),
+        (None, CpuAllowance(2.0), 0, 2),
+    ],
+)
+def test_decision(parameter, allowance, instances, threads):
+    assert intra_op_threads(parameter, allowance, instances) == threads
+
+
+def write(root, **files):
+    for path, text in files.items():
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"sys/fs/cgroup/cpu.max": "nonsense"}, None),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "5\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "0\n"}, None),
+        # the tightest of the process's own group and those above it
+        (
+            {
+                "proc/self/cgroup": "0::/pod/container\n",
+                "sys/fs/cgroup/pod/cpu.max": "300000 100000",
+                "sys/fs/cgroup/pod/container/cpu.max": "400000 100000",
+            },
+            3.0,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/x\n3:cpu,cpuacct:/job\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "50000",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000",
+            },
+            0.5,
+        ),
+    ],
+)
+def test_cgroup_quota(tmp_path, files, quota):
+    write(tmp_path, **files)
+    assert cgroup_quota(tmp_path) == quota
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({}, None),
+        ({"OMP_NUM_THREADS": "4,2"}, 4),
+        ({"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "5"}, 3),
+        ({"OMP_NUM_THREADS": "none", "MKL_NUM_THREADS": "5"}, 5),
+        ({"OMP_NUM_THREADS": "0"}, None),
+    ],
+)
+def test_variables(tmp_path, environment, threads):
+    assert read_allowance(environment, tmp_path).variable_threads == threads
+
+
+def test_the_quota_lowers_the_affinity(tmp_path):
+    write(tmp_path, **{"sys/fs/cgroup/cpu.max": "10000 100000"})
+    assert read_allowance({}, tmp_path).cpus == 0.1
+    assert read_allowance({}, tmp_path / "none").cpus >= 1
