@@ -18,6 +18,7 @@ from torchscript_predictor.report import models_table
 from torchscript_predictor.repository import ModelRepository, RepositoryError
 from torchscript_predictor.settings import NO_EFFECT, PredictorSettings
 from torchscript_predictor.states import ModelState
+from torchscript_predictor.threads import calm_openmp
 
 logger = logging.getLogger("torchscript_predictor")
 
@@ -84,6 +85,7 @@ async def report_start(service: Service, plane: PredictorDataPlane, settings: Pr
 
 def run(settings: PredictorSettings, arguments: tuple[str, ...]) -> None:
     """Serve until told to stop; ends the process with the service's status."""
+    calm_openmp()
     for warning in settings.warnings():
         logger.warning("%s", warning)
     try:

@@ -22,9 +22,9 @@ from torchscript_predictor.model_config import ConfigError, InstanceGroup, Model
 from torchscript_predictor.repository import ModelFolder, ModelRepository, RepositoryError
 from torchscript_predictor.scheduler import RETRY_AFTER_SECONDS, Scheduler
 from torchscript_predictor.states import ModelState, ModelStatus
-from torchscript_predictor.threads import CpuAllowance, intra_op_threads, read_allowance
+from torchscript_predictor.threads import CpuAllowance, intra_op_threads, is_share, read_allowance
 from torchscript_predictor.version_policy import choose_versions
-from torchscript_predictor.warmup import warm_up
+from torchscript_predictor.warmup import threads_that_pay, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +245,8 @@ class ModelLifecycle:
             if index == 0:
                 for warning in loaded.warnings:
                     logger.warning("%s", warning)
+                if version.intra_op_threads > 1 and is_share(config.parameters.intra_op_thread_count, allowance):
+                    version.intra_op_threads = threads_that_pay(loaded, config, version.intra_op_threads)
             version.instances.append(
                 ModelInstance(
                     name,

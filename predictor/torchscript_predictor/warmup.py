@@ -19,6 +19,7 @@ from torchscript_predictor.backends import LoadedModel, LoadError
 from torchscript_predictor.config_rules import VARIABLE
 from torchscript_predictor.model_config import ModelConfig, WarmupInput, WarmupSample
 from torchscript_predictor.repository import RepositoryError
+from torchscript_predictor.threads import several_pay
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +89,44 @@ def _automatic(model: LoadedModel, config: ModelConfig) -> None:
     )
 
 
-def _run(model: LoadedModel, inputs: Arrays) -> float:
+def threads_that_pay(
+    model: LoadedModel, config: ModelConfig, threads: int, clock: Callable[[], float] = time.perf_counter
+) -> int:
+    """`threads`, or 1 where that many are hardly faster; tried with zeros on the calling thread.
+
+    A model that cannot be tried, or takes long, keeps what it was given.
+    """
+    inputs = next((made for side in (1, PICTURE_SIDE) if _runs(model, made := zero_inputs(config, 1, side))), None)
+    if inputs is None:
+        return threads
+    fastest = {}
+    for count in (threads, 1):
+        model.enter_thread(count)
+        if _run(model, inputs, clock) > MAX_AUTOMATIC_SECONDS:
+            return threads
+        fastest[count] = min(_run(model, inputs, clock) for _ in range(AUTOMATIC_RUNS))
+    return threads if several_pay(fastest[1], fastest[threads]) else 1
+
+
+def _runs(model: LoadedModel, inputs: Arrays | None) -> bool:
+    if inputs is None:
+        return False
+    try:
+        model.execute(inputs)
+    except InferenceError:
+        return False
+    return True
+
+
+def _run(model: LoadedModel, inputs: Arrays, clock: Callable[[], float] = time.perf_counter) -> float:
     """Execute a few times; returns the seconds that they took together."""
-    started = time.perf_counter()
+    started = clock()
     for _ in range(AUTOMATIC_RUNS):
         model.execute(inputs)
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def zero_inputs(config: ModelConfig, *, batch_size: int, variable: int) -> Arrays | None:
+def zero_inputs(config: ModelConfig, batch_size: int, variable: int) -> Arrays | None:
     """Inputs of zeros and empty strings, variable dimensions given a size; None if too large."""
     batch = (batch_size,) if config.max_batch_size > 0 else ()
     arrays = {}

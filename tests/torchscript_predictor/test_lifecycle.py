@@ -97,7 +97,7 @@ def test_models_load_while_the_loop_answers(repository, run, backend):
         backend.gate.set()
         [status] = await life.loaded()
         assert (status.name, status.version, status.state, status.instances) == ("m", "1", ModelState.READY, 1)
-        assert status.intra_op_threads == 4
+        assert status.intra_op_threads == 1  # of the four offered: the fake is as fast with one
         assert status.load_seconds > 0
         assert life.all_ready()
         assert life.version("m").number == 1

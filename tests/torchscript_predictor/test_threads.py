@@ -2,7 +2,14 @@
 
 import pytest
 
-from torchscript_predictor.threads import CpuAllowance, cgroup_quota, intra_op_threads, read_allowance
+from torchscript_predictor.threads import (
+    CpuAllowance,
+    calm_openmp,
+    cgroup_quota,
+    intra_op_threads,
+    is_share,
+    read_allowance,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,3 +87,16 @@ def test_the_quota_lowers_the_affinity(tmp_path):
     write(tmp_path, **{"sys/fs/cgroup/cpu.max": "10000 100000"})
     assert read_allowance({}, tmp_path).cpus == 0.1
     assert read_allowance({}, tmp_path / "none").cpus >= 1
+
+
+@pytest.mark.parametrize(
+    ("parameter", "variable", "expected"), [(None, None, True), (2, None, False), (None, 2, False), (2, 2, False)]
+)
+def test_only_a_share_is_open_to_change(parameter, variable, expected):
+    assert is_share(parameter, CpuAllowance(4.0, variable)) is expected
+
+
+@pytest.mark.parametrize(("environment", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_idle_threads_sleep_unless_somebody_said_otherwise(environment, policy):
+    calm_openmp(environment)
+    assert environment["OMP_WAIT_POLICY"] == policy

@@ -10,7 +10,7 @@ from torchscript_predictor import warmup
 from torchscript_predictor.backends import LoadError
 from torchscript_predictor.model_config import parse_model_config
 from torchscript_predictor.repository import RepositoryError
-from torchscript_predictor.warmup import sample_inputs, warm_up
+from torchscript_predictor.warmup import sample_inputs, threads_that_pay, warm_up
 
 OUTPUT = 'output { name: "y" data_type: TYPE_FP32 dims: 1 }\n'
 
@@ -173,3 +173,44 @@ def test_random_data_is_of_the_datatype_and_in_range(data_type):
     assert array.shape == (99,)
     assert len(set(values.tolist())) > 1
     assert all(0 <= value <= 127 for value in values)
+
+
+class ThreadedModel:
+    """A model whose execution takes so many seconds of a manual clock with one thread, and so many with more."""
+
+    warnings = ()
+
+    def __init__(self, seconds_with_one, seconds_with_several, error=None):
+        self.now = 0.0
+        self.threads = None
+        self._seconds = seconds_with_one, seconds_with_several
+        self._error = error
+
+    def enter_thread(self, intra_op_threads):
+        self.threads = intra_op_threads
+
+    def execute(self, inputs):
+        if self._error:
+            raise self._error
+        self.now += self._seconds[0 if self.threads == 1 else 1]
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("with_one", "with_four", "chosen"),
+    [
+        (0.020, 0.011, 4),  # nearly twice as fast
+        (0.020, 0.016, 4),  # just worth it
+        (0.020, 0.017, 1),
+        (0.0001, 0.0003, 1),  # a small network is slower on several
+        (0.4, 0.4, 4),  # too slow to try: left as it is
+    ],
+)
+def test_threads_that_do_not_pay_are_given_back(with_one, with_four, chosen):
+    model = ThreadedModel(with_one, with_four)
+    assert threads_that_pay(model, config(x("[ 2 ]")), 4, clock=lambda: model.now) == chosen
+
+
+def test_a_model_that_cannot_be_tried_keeps_its_threads():
+    model = ThreadedModel(0.1, 0.1, error=Internal("no"))
+    assert threads_that_pay(model, config(x("[ 2 ]")), 4, clock=lambda: model.now) == 4

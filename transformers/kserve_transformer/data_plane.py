@@ -4,7 +4,6 @@ Knows the V1 protocol and which models are here; knows no picture and no tensor.
 clients rely on are kept: `GET /v1/models/<name>` answers `{"name", "ready"}`, `GET /` says alive.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -15,13 +14,11 @@ from prometheus_client import Histogram
 from kserve_transformer.predictor import State
 from kserve_transformer.transformer import Transformer
 from oip import json_text
-from oip.errors import Internal, NotFound, Unavailable, Unsupported, UnsupportedMediaType
+from oip.errors import NotFound, Unavailable, Unsupported, UnsupportedMediaType
 from oip.messages import InferenceRequest, InferenceResponse, ModelMetadata, ServerMetadata
 from oip.server.data_plane import RequestContext
 from oip.server.http import CONTEXT, Http, json_response
 from oip.server.metrics import SECONDS, ServerMetrics
-
-logger = logging.getLogger("tandem.transformer")
 
 _KSERVE_STAGES = ("preprocess", "predict", "postprocess", "explain")
 _NOT_JSON = ("image/", "multipart/", "audio/", "video/")
@@ -126,7 +123,7 @@ class TransformerDataPlane:
             payload = json_text.loads(body)
             context.stopwatch.lap("parse")
             answer = await transformer.predict(payload, context)
-            response = _answer(answer)
+            response = json_response(answer)
             context.stopwatch.lap("encode")
             for stage, seconds, _ in context.stopwatch.laps:
                 if stage in self._histograms:
@@ -144,16 +141,3 @@ class TransformerDataPlane:
             web.post("/v1/models/{name:[^/:]+}:predict", predict),
             web.post("/v1/models/{name:[^/:]+}:explain", explain),
         ]
-
-
-def _answer(value: Any) -> web.Response:
-    """What a hook made, as JSON.
-
-    Raises:
-        Internal: it holds something that JSON cannot carry.
-    """
-    try:
-        return json_response(value)
-    except TypeError as error:  # orjson's JSONEncodeError is one
-        logger.exception("the answer is no JSON")
-        raise Internal("the answer holds a value that JSON cannot carry; the hooks must return plain values") from error

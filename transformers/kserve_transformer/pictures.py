@@ -7,7 +7,7 @@ Knows Pillow and numpy; knows no HTTP, no JSON and no predictor.  The geometry i
 - the centre crop starts at round((side - crop) / 2), half to even, as torchvision does;
 - resizing antialiases, as Pillow (and torchvision on a Pillow image) does;
 - what is transparent shows the background, and 16-bit grey keeps its high byte;
-- a value is (x / 255 - mean) / std, in float32.
+- a value is (x / 255 - mean) / std, each step in float32.
 """
 
 import io
@@ -204,13 +204,13 @@ class PictureReader:
 def normalisation_tables(section: ImageSection) -> list[np.ndarray]:
     """For each channel, what every byte becomes: float32 [256].
 
-    A table lookup costs less than the arithmetic and is exact: each entry is computed in float64 and
-    rounded once.
+    A table lookup costs less than the arithmetic.  Each step is rounded to float32, as in torchvision's
+    ToTensor and Normalize: the network sees the very numbers that it was trained on.
     """
-    levels = np.arange(256, dtype=np.float64) / 255
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
     mean = section.mean or (0.0,) * section.channels
     std = section.std or (1.0,) * section.channels
-    return [((levels - m) / s).astype(np.float32) for m, s in zip(mean, std, strict=True)]
+    return [(levels - np.float32(m)) / np.float32(s) for m, s in zip(mean, std, strict=True)]
 
 
 def _upright(image: Image.Image) -> Image.Image:
