@@ -1,7 +1,10 @@
 """The YAML file: every key, every refusal with its place, quantities, overrides, labels."""
 
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from kserve_transformer.config import (
@@ -13,6 +16,7 @@ from kserve_transformer.config import (
     parse_config,
     quantity,
 )
+from oip.errors import InvalidArgument
 
 WHOLE = """\
 model_name: efficientnet_lite0
@@ -303,3 +307,37 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xff")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "binary.yaml")
+
+
+# --- the README -------------------------------------------------------------------------------------------------------
+
+README = Path(__file__).resolve().parents[2] / "transformers" / "README.md"
+
+
+def test_the_readme_names_every_key() -> None:
+    def keys(section: type[Section], prefix: str) -> list[str]:
+        found = []
+        for name, field in section.model_fields.items():
+            members = (field.annotation, *getattr(field.annotation, "__args__", ()))
+            inner = [member for member in members if isinstance(member, type) and issubclass(member, Section)]
+            whole = not inner or name in ("resize", "center_crop")
+            found += [prefix + name] if whole else keys(inner[0], f"{prefix}{name}.")
+        return found
+
+    text = README.read_text(encoding="utf-8")
+    assert [key for key in keys(TransformerConfig, "") if f"`{key}`" not in text] == []
+
+
+def test_the_readmes_file_and_class_work(tmp_path: Path) -> None:
+    blocks = re.findall(r"```(yaml|python)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    path = tmp_path / "transformer.yaml"
+    path.write_text(next(text for kind, text in blocks if kind == "yaml"))
+    names: dict[str, Any] = {}
+    exec(next(text for kind, text in blocks if kind == "python"), names)
+    digits = names["Digits"](load_config(path))
+    assert digits.config.output.labels == ("cat", "dog")
+    with pytest.raises(InvalidArgument, match="'kind' must be 'digit'"):
+        digits.preprocess_instance({})
+    answer = digits.postprocess_instance({"scores": np.array([0, 2, 1])}, {"caption": "seven"})
+    assert answer == {"digit": 1, "caption": "seven"}

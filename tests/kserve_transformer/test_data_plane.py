@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from serving import FunctionPlane
 from transforming import Serving, b64, call, encoded, make, pair, picture_plane, plain, shared, transforming
 
 from kserve_transformer.data_plane import TransformerDataPlane
@@ -283,4 +282,3 @@ def test_kserves_sample_picture_becomes_kserves_sample_tensor(key: str) -> None:
 def test_a_transformer_can_be_made_before_there_is_a_predictor() -> None:
     with transforming(make("127.0.0.1:9"), wait=False) as served:
         assert served.get("/v2/health/live").status == 200
-        assert isinstance(picture_plane(), FunctionPlane)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from contextlib import suppress
 
 import numpy as np
 import orjson
@@ -35,18 +36,12 @@ ANSWER = encode_response(InferenceResponse("m", "1", TENSORS, "7"), InferenceReq
 def read_or_refuse(body, length):
     """Both directions take the bytes, or refuse them as they promise; anything else fails the test."""
     request = response = None
-    try:
+    with suppress(InvalidArgument, Unsupported):
         request = decode_request(body, length)
-    except (InvalidArgument, Unsupported) as error:
-        assert len(error.message) < 10_000 + len(body)
-    try:
+    with suppress(BadAnswer):
         response = decode_response(body, length)
-    except BadAnswer:
-        pass
-    try:
+    with suppress(BadAnswer):
         decode_model_metadata(body)
-    except BadAnswer:
-        pass
     return request, response
 
 

@@ -53,7 +53,7 @@ def test_loads_reads_every_kind_of_buffer(kind):
     ],
 )
 def test_what_is_no_json_is_refused(text):
-    with pytest.raises(InvalidArgument, match="not valid JSON|deeper"):
+    with pytest.raises(InvalidArgument, match=r"not valid JSON|deeper"):
         loads(text)
 
 

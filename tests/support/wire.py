@@ -50,8 +50,10 @@ class Wire:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> "Wire":
-        """Send a whole request; its Content-Length is that of `body` unless `headers` say otherwise."""
-        lines = {"Host": "test", **({} if body is None else {"Content-Length": str(len(body))}), **(headers or {})}
+        """Send a whole request; its Content-Length is that of `body` unless `headers` say how long it is."""
+        lines = {"Host": "test", **(headers or {})}
+        if body is not None and "Transfer-Encoding" not in lines:
+            lines.setdefault("Content-Length", str(len(body)))
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         return self.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + (body or b""))
 

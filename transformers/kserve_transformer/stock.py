@@ -93,7 +93,7 @@ class StockTransformer(Transformer):
         context.stopwatch.lap("predict")
         result = await self._hook("postprocess", model.postprocess, result, context)
         context.stopwatch.lap("postprocess")
-        return result.to_dict()[0] if isinstance(result, kserve.InferResponse) else result
+        return result.to_rest()[0] if isinstance(result, kserve.InferResponse) else result
 
     def _meaning(self, step: str, error: Exception) -> InferenceError | None:
         """Kserve's own errors keep theirs; what a class trips over while it reads the body is the caller's mistake."""

@@ -214,9 +214,12 @@ class HttpClient:
         """One exchange: (status, headers, body).  The only place that touches the network."""
         url = URL(self.address.base_url + path, encoded=True)  # or yarl would resolve a model named ".."
         answering = False
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before the predictor was called")
         try:
             async with (
-                asyncio.timeout(max(0.0, deadline - time.monotonic())),
+                asyncio.timeout(left),
                 self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
             ):
                 answering = True

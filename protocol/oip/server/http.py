@@ -44,6 +44,9 @@ CONTEXT: web.RequestKey[RequestContext] = web.RequestKey("context", RequestConte
 REQUEST_ID = "x-request-id"
 ENVOY_TIMEOUT = "x-envoy-expected-rq-timeout-ms"
 
+MAX_MESSAGE = 4000
+"""Characters of an error message that are sent."""
+
 _SAFE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """Printable, short, no line breaks: an id goes into headers and logs."""
 
@@ -143,8 +146,8 @@ class Http:
         response.headers["Server-Timing"] = context.stopwatch.header()
         response.headers[REQUEST_ID] = context.request_id
         response.headers["Server"] = "tandem"
-        if self.draining or not request.content.is_eof():
-            # What is left of a body that nobody wanted must not be taken for the next request.
+        if self.draining or not request.content.is_eof() or request.content.exception() is not None:
+            # What is left of a body that nobody wanted, or that broke off, must not be taken for the next request.
             response.force_close()
         self.metrics.request(request.method, _route(request), response.status, context.stopwatch.laps)
         if self.settings.access_log:
@@ -368,7 +371,8 @@ def json_response(value: Any, status: int = 200) -> web.Response:
 
 def error_response(error: InferenceError, context: RequestContext, headers: Any = None) -> web.Response:
     """The one error body: what, where and what would be right; a code; the request; the instance at fault."""
-    message = error.message.encode(errors="replace").decode()  # a route's odd bytes arrive as lone surrogates
+    # Cut, for it may quote what was sent; encoded, for odd bytes of a path arrive as lone surrogates.
+    message = error.message[:MAX_MESSAGE].encode(errors="replace").decode()
     body: dict[str, Any] = {"error": message, "code": error.code.name, "request_id": context.request_id}
     if error.instance is not None:
         body["instance"] = error.instance

@@ -27,6 +27,10 @@ from oip.server.settings import ServerSettings
 logger = logging.getLogger("tandem.service")
 
 
+class CannotListen(Exception):
+    """A port or path is taken or not allowed; says which and why."""
+
+
 class Service:
     """One process over one data plane.
 
@@ -69,8 +73,8 @@ class Service:
             runner = Runner(self.http, self.http.app, shutdown_timeout=1, keepalive_timeout=75)
             try:
                 await self._listen(runner, sockets)
-            except OSError as error:
-                logger.error("cannot listen: %s", error.strerror or error)
+            except CannotListen as error:
+                logger.error("cannot listen: %s", error)
                 return 1
             plane.push_async_callback(self.plane.stop)
             starting = asyncio.ensure_future(self._start())
@@ -84,7 +88,7 @@ class Service:
         """Open every socket; `sockets` closes them again, whichever were opened.
 
         Raises:
-            OSError: a port or path is taken or not allowed.
+            CannotListen: a port or path is taken or not allowed.
         """
         settings = self.settings
         await runner.setup()
@@ -94,13 +98,16 @@ class Service:
             metrics_runner = Runner(self.http, self.http.metrics_app, shutdown_timeout=1)
             await metrics_runner.setup()
             sockets.push_async_callback(metrics_runner.cleanup)
-            await web.TCPSite(metrics_runner, settings.http_address, self._metrics_port).start()
+            with _listening_on(f"port {self._metrics_port} of {settings.http_address}"):
+                await web.TCPSite(metrics_runner, settings.http_address, self._metrics_port).start()
         if settings.http_unix_socket:
-            with _private():  # a socket that a killed process left at the path is replaced, any other file is not
+            # A socket that a killed process left at the path is replaced, any other file is not.
+            with _listening_on(f"Unix socket {settings.http_unix_socket}"), _private():
                 await web.UnixSite(runner, settings.http_unix_socket).start()
             sockets.callback(settings.http_unix_socket.unlink, missing_ok=True)
             self.addresses.append(f"unix:{settings.http_unix_socket}")
-        await web.TCPSite(runner, settings.http_address, settings.http_port, ssl_context=self._tls).start()
+        with _listening_on(f"port {settings.http_port} of {settings.http_address}"):
+            await web.TCPSite(runner, settings.http_address, settings.http_port, ssl_context=self._tls).start()
         port = next(address[1] for address in runner.addresses if isinstance(address, tuple))
         self.addresses.append(f"{'https' if self._tls else 'http'}://{_reachable(settings.http_address)}:{port}")
 
@@ -135,6 +142,15 @@ class Service:
                 settings.exit_timeout_seconds,
             )
             self._status = self._status or 1
+
+
+@contextmanager
+def _listening_on(place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # strerror is the event loop's, with the address once more in it; the number says it shorter.
+        raise CannotListen(f"{place}: {os.strerror(error.errno) if error.errno else error}") from None
 
 
 @contextmanager
