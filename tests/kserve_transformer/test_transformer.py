@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from serving import FunctionPlane, serving
-from transforming import make, pair, picture_plane, plain
+from transforming import b64, encoded, make, pair, picture_plane, plain
 
 from kserve_transformer.config import ConfigError, parse_config
 from kserve_transformer.transformer import Transformer
@@ -90,6 +91,37 @@ def several(**outputs: np.ndarray) -> FunctionPlane:
     plane.compute = lambda arrays: {name: np.stack([row] * len(arrays["INPUT__0"])) for name, row in outputs.items()}
     plane.outputs = tuple(TensorMetadata(name, "FP32", (-1, *row.shape)) for name, row in outputs.items())
     return plane
+
+
+@pytest.mark.parametrize(
+    ("picture", "yaml", "thread"),
+    [
+        (plain(7, 32, 32), "image: {}", "MainThread"),
+        (plain(7, 32, 32), "image: {resize: {height: 64, width: 64}}", "MainThread"),
+        (plain(7, 65, 64), "image: {}", "decode"),  # more pixels than a thumbnail has
+        (plain(7, 32, 32), "image: {resize: {height: 65, width: 64}}", "decode"),
+        (plain(7, 32, 32), "image: {resize: {shorter_side: 32}}", "decode"),  # the longer side could be anything
+        (b64(encoded(Image.new("RGB", (32, 32)), "JPEG")), "image: {}", "decode"),
+        (b64(encoded(Image.new("RGB", (32, 32)), "PNG") + bytes(7000)), "image: {}", "decode"),  # too long a text
+        ("", "image: {}", "decode"),
+        ("%%%%", "image: {}", "decode"),
+        (5, "image: {}", "decode"),
+    ],
+)
+def test_only_a_thumbnail_is_read_on_the_event_loop(picture: Any, yaml: str, thread: str) -> None:
+    readers = []
+
+    class Watching(Transformer):
+        def _read_picture(self, instance: Any, out: np.ndarray | None) -> np.ndarray:
+            readers.append(threading.current_thread().name)
+            return super()._read_picture(instance, out)
+
+    plane = picture_plane(lambda x: x.reshape(len(x), -1)[:, :1], classes=1)
+    plane.inputs = (TensorMetadata("INPUT__0", "FP32", (-1, 3, -1, -1)),)
+    with pair(yaml, Watching, plane) as (served, _):
+        reply = served.predict({"b64": picture})
+        assert reply.status in (200, 400)
+    assert [reader.startswith("decode") for reader in readers] == [thread == "decode"]
 
 
 def test_several_outputs() -> None:

@@ -19,6 +19,9 @@ from PIL import Image
 from kserve_transformer.config import ImageSection, Resize
 from oip.errors import InvalidArgument
 
+PNG_HEAD = 24
+"""Bytes of a PNG up to and with its width and height."""
+
 ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held."""
 
@@ -199,6 +202,13 @@ class PictureReader:
             opaque = Image.new("RGBA", image.size, (*self._section.background, 255))
             image = Image.alpha_composite(opaque, image.convert("RGBA"))
         return image if image.mode == mode else image.convert(mode)
+
+
+def png_pixels(head: bytes) -> int | None:
+    """How many pixels a PNG declares, from its first 24 bytes; None for anything else."""
+    if len(head) < PNG_HEAD or not head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return None
+    return int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
 
 
 def normalisation_tables(section: ImageSection) -> list[np.ndarray]:
