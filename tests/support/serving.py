@@ -32,6 +32,7 @@ class FunctionPlane:
     max_batch_size: int = 8
     name: str = "model"
     is_ready: bool = True
+    extensions: tuple[str, ...] = ("binary_tensor_data",)
     requests: list[InferenceRequest] = field(default_factory=list)
     contexts: list[RequestContext] = field(default_factory=list)
 
@@ -42,7 +43,7 @@ class FunctionPlane:
         return self.is_ready
 
     def server_metadata(self) -> ServerMetadata:
-        return ServerMetadata("fake", "1", ("binary_tensor_data",))
+        return ServerMetadata("fake", "1", self.extensions)
 
     def model_names(self) -> list[str]:
         return [self.name]

@@ -5,6 +5,7 @@ clients rely on are kept: `GET /v1/models/<name>` answers `{"name", "ready"}`, `
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -30,7 +31,7 @@ class TransformerDataPlane:
     def __init__(self, transformers: Sequence[Transformer], *, threads: int, metrics: ServerMetrics) -> None:
         self.transformers = {transformer.name: transformer for transformer in transformers}
         self._threads = threads
-        self._histograms = {
+        histograms = {
             stage: Histogram(
                 f"request_{stage}_seconds",
                 f"Seconds a request spent in {stage}, as KServe names it.",
@@ -40,6 +41,7 @@ class TransformerDataPlane:
             )
             for stage in _KSERVE_STAGES
         }
+        self._histogram = cache(lambda stage, model: histograms[stage].labels(model))
 
     # --- DataPlane ----------------------------------------------------------------------------------------------------
 
@@ -126,8 +128,8 @@ class TransformerDataPlane:
             response = json_response(answer)
             context.stopwatch.lap("encode")
             for stage, seconds, _ in context.stopwatch.laps:
-                if stage in self._histograms:
-                    self._histograms[stage].labels(transformer.name).observe(seconds)
+                if stage in _KSERVE_STAGES:
+                    self._histogram(stage, transformer.name).observe(seconds)
             return response
 
         async def explain(request: web.Request) -> web.Response:

@@ -31,6 +31,9 @@ T = TypeVar("T")
 FORWARDED = ("x-request-id", "authorization", "traceparent", "tracestate", "x-b3-traceid")
 """Headers of a client's request that go on to the predictor."""
 
+BINARY_EXTENSION = "binary_tensor_data"
+"""What a server lists that reads and writes tensors as raw bytes behind the JSON."""
+
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 2.0
 
 
@@ -134,6 +137,9 @@ class Predictor:
         config = await client.model_config(self.model, version)
         contract = read_contract(metadata, config, self._section)
         self._check(contract)
+        if self._section.hand_off == "auto":
+            binary = BINARY_EXTENSION in await client.extensions()
+            self.hand_off = client.hand_off = "binary" if binary else "json"
         if not await client.model_ready(self.model, version):
             raise Unavailable("the predictor's model is not ready yet")
         self._contract, self.state, self.reason = contract, State.READY, ""

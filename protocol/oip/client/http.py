@@ -142,6 +142,20 @@ class HttpClient:
         response = http_codec.decode_response(answer, answer_headers.get(http_codec.HEADER_LENGTH))
         return Answer(response, parse_header(answer_headers.get("Server-Timing", "")))
 
+    async def extensions(self, *, timeout_seconds: float = 5.0) -> frozenset[str]:
+        """The protocol extensions that the server lists; none where it has no server metadata.
+
+        Raises:
+            Unavailable, DeadlineExceeded, BadAnswer: there was no answer.
+        """
+        status, _, body = await self._get("/v2", timeout_seconds)
+        try:
+            document = json_text.loads(body) if status == 200 else {}
+        except InvalidArgument:
+            document = {}
+        listed = document.get("extensions") if isinstance(document, dict) else None
+        return frozenset(name for name in listed if isinstance(name, str)) if isinstance(listed, list) else frozenset()
+
     async def model_ready(self, name: str, version: str = "", *, timeout_seconds: float = 2.0) -> bool:
         """Whether the server says that the model can serve.  Triton's empty body and KServe's JSON both count.
 

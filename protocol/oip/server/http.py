@@ -7,9 +7,9 @@ it only translate between HTTP and the data plane.
 
 import asyncio
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -46,6 +46,9 @@ ENVOY_TIMEOUT = "x-envoy-expected-rq-timeout-ms"
 
 MAX_MESSAGE = 4000
 """Characters of an error message that are sent."""
+
+SMALL_ANSWER = 32768
+"""Bytes that a socket takes at once: writing them cannot wait for the caller, so no clock is started."""
 
 _SAFE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """Printable, short, no line breaks: an id goes into headers and logs."""
@@ -98,7 +101,7 @@ class Http:
             if status == 400
             else "the request was refused before it reached a route"
         )
-        response = error_response(error, RequestContext(uuid.uuid4().hex))
+        response = error_response(error, RequestContext(new_request_id()))
         response.headers["Server"] = "tandem"
         response.force_close()
         self.metrics.request("", "unknown", response.status, [])
@@ -157,6 +160,10 @@ class Http:
     async def _write(self, request: web.Request, response: web.StreamResponse) -> None:
         """Send the answer while the request still counts as in flight, so that a drain waits for it."""
         with suppress(ConnectionError):  # the caller has gone; aiohttp notices by itself
+            if (response.content_length or 0) <= SMALL_ANSWER:
+                await response.prepare(request)
+                await response.write_eof()
+                return
             try:
                 async with asyncio.timeout(self.settings.body_timeout_seconds):
                     await response.prepare(request)
@@ -248,6 +255,12 @@ class Http:
             raise UnsupportedMediaType(f"Content-Encoding {encoding[:40]!r} is not read here; use gzip or deflate")
         if (request.content_length or 0) > limit:
             raise too_large
+        if request.content.is_eof() and request.content.exception() is None:
+            body = bytearray(request.content.read_nowait())  # it came with its headers, as small ones do
+            if len(body) > limit:
+                raise too_large
+            drop_if_late(request[CONTEXT].deadline)
+            return body
         body = bytearray()
         try:
             if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
@@ -280,7 +293,12 @@ class Http:
 def request_id(request: web.Request) -> str:
     """The caller's id where it sent a usable one, else a new one."""
     given = request.headers.get(REQUEST_ID, "")
-    return given if _SAFE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given and _SAFE_REQUEST_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> str:
+    """32 hexadecimal digits.  Unique, not secret: no call of the system's generator for each request."""
+    return f"{random.getrandbits(128):032x}"
 
 
 def headers_of(request: web.Request) -> dict[str, str]:

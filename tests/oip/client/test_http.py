@@ -114,6 +114,7 @@ def test_questions(running):
         assert await client.model_ready("model")
         assert await client.model_ready("model", "1")
         assert not await client.model_ready("nope")
+        assert await client.extensions() == {"binary_tensor_data"}
         assert (await client.model_metadata("model")).inputs == running.service.plane.inputs
         assert await client.model_config("model") == {"name": "model", "max_batch_size": 8}
         assert await client.model_config("nope") is None
@@ -146,6 +147,22 @@ def test_a_name_is_one_part_of_the_path_whatever_is_in_it(name):
 def test_what_the_server_refuses_keeps_its_words(running):
     with pytest.raises(InvalidArgument, match="'timeout' must be a number of microseconds"):
         infer(running.url, InferenceRequest("model", REQUEST.inputs, parameters={"timeout": "soon"}))
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (lambda: http(200, {"extensions": ["a", 3, "b"]}), {"a", "b"}),
+        (lambda: http(200, {"extensions": "a"}), set()),
+        (lambda: http(200, {"name": "old"}), set()),
+        (lambda: http(200, ["a"]), set()),
+        (lambda: http(200, body=b"no JSON"), set()),
+        (lambda: http(404, {"error": "no"}), set()),
+    ],
+)
+def test_extensions(answer, found):
+    with crooked(replying(answer())) as url:
+        assert call(url, lambda client: client.extensions()) == found
 
 
 def test_a_unix_socket(tmp_path):
