@@ -123,8 +123,9 @@ class Predictor:
                 # Whatever a stranger's server sends, the search must go on: nobody would restart it.
                 logger.exception("the predictor's metadata cannot be used")
                 reason = "the predictor's metadata cannot be used"
-            if reason != self.reason:
-                logger.warning("not ready: %s (predictor %s)", reason, self.address)
+            if reason != self.reason:  # waiting is how every start begins; a mismatch is somebody's mistake
+                level = logging.WARNING if state is State.MISMATCH else logging.INFO
+                logger.log(level, "not ready: %s (predictor %s)", reason, self.address)
             self.state, self.reason = state, reason
             if state is State.MISMATCH:
                 self._decided.set()
