@@ -3,7 +3,6 @@
 Knows HTTP by the standard library alone, so that what it sees is what a stranger's client sees.
 """
 
-import http.client
 import json
 import os
 import signal
@@ -18,18 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import wire
+from wire import Reply
+
 READY_SECONDS = 90
-
-
-@dataclass(frozen=True)
-class Reply:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 def free_port() -> int:
@@ -42,13 +33,7 @@ def call(
     port: int, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> Reply:
     """One exchange on a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request(method, path, body, dict(headers or {}))
-        response = connection.getresponse()
-        return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-    finally:
-        connection.close()
+    return wire.call(f"http://127.0.0.1:{port}", method, path, body, headers)
 
 
 def wait_until(condition: Any, what: str, seconds: float = READY_SECONDS) -> None:

@@ -5,7 +5,6 @@ Knows `kserve_transformer` and the fake predictor of `serving`.
 
 import asyncio
 import base64
-import http.client
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -13,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 from serving import FunctionPlane, Running, serving
+from wire import Reply, call
 
 from kserve_transformer.config import parse_config
 from kserve_transformer.data_plane import TransformerDataPlane
@@ -68,28 +67,6 @@ def make(host: str, yaml: str = "", transformer: type[Transformer] = Transformer
     image = "" if "image:" in yaml else "image: {resize: {height: 4, width: 4}}\n"
     text = "model_name: m\n" + image + yaml
     return transformer(parse_config(text, overrides={"predictor.host": host}))
-
-
-@dataclass
-class Reply:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-def call(url: str, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}) -> Reply:
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=30)
-    try:
-        connection.request(method, path, body, dict(headers))
-        response = connection.getresponse()
-        return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-    finally:
-        connection.close()
 
 
 @dataclass
