@@ -53,6 +53,7 @@ types: $(INSTALLED)
 
 bench: $(INSTALLED)  ## requests a second beside the stock KServe chain, in one run
 	$(BIN)/python benchmarks/chain.py
+	$(BIN)/python benchmarks/batching.py
 
 proto: $(INSTALLED)  ## the protocol's descriptors out of the installed tritonclient
 	$(BIN)/python protocol/oip/proto/regenerate.py

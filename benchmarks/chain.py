@@ -126,6 +126,7 @@ def measure(console: Console, *, rounds: int, seconds: float, connections: int) 
                 "-mtorchscript_predictor",
                 f"--model-repository={folder / 'models'}",
                 "--allow-metrics=false",
+                "--allow-grpc=false",
             )
             host = f"--predictor_host=127.0.0.1:{predictor.port}"
             transformers = [

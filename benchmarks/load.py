@@ -5,6 +5,7 @@ Knows just enough HTTP to find the end of an answer with a Content-Length.
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -68,9 +69,13 @@ class _Connection(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def closed_loop(port: int, path: str, body: bytes, *, connections: int, seconds: float) -> Load:
+async def closed_loop(
+    port: int, path: str, body: bytes, *, connections: int, seconds: float, headers: Mapping[str, str] | None = None
+) -> Load:
     """Keep every connection busy for a while."""
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+    fields = {"Content-Type": "application/json"} if headers is None else headers
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     loop = asyncio.get_running_loop()
     started = time.perf_counter()

@@ -9,6 +9,7 @@ _COMMANDS = {
     "predictor": ("torchscript_predictor.__main__:command", "Serve a model repository (V2)."),
     "transformer": ("kserve_transformer.__main__:command", "Serve transformers (V1) in front of a predictor."),
     "predict": ("tandem.predict:command", "Send photos to a running service and print the answers."),
+    "check": ("tandem.check:command", "Say whether the predictor would serve the models of a repository."),
     "export": ("tandem.export:command", "Write a torch model into a model repository."),
 }
 

@@ -45,7 +45,8 @@ def plan(config: str, repositories: Sequence[str], folder: Path, ports: "Ports",
         predictor=[
             *(sys.executable, "-m", "torchscript_predictor"),
             *(part for repository in repositories for part in ("--model-repository", repository)),
-            *("--http-port", str(ports.predictor), "--metrics-port", str(ports.metrics)),
+            *("--http-port", str(ports.predictor), "--grpc-port", str(ports.grpc)),
+            *("--metrics-port", str(ports.metrics)),
             *("--http-unix-socket", str(predictor_socket)),
             *logs,
         ],
@@ -62,6 +63,7 @@ def plan(config: str, repositories: Sequence[str], folder: Path, ports: "Ports",
 class Ports:
     http: int
     predictor: int
+    grpc: int
     metrics: int
 
 
@@ -219,6 +221,7 @@ def _die_with_parent() -> None:
     "--http-port", default=8080, envvar="TANDEM_HTTP_PORT", show_default=True, help="The transformer's; 0: a free one."
 )
 @click.option("--predictor-http-port", default=8000, show_default=True, help="The predictor's; 0: a free one.")
+@click.option("--predictor-grpc-port", default=8001, show_default=True, help="The predictor's gRPC; 0: a free one.")
 @click.option("--metrics-port", default=8002, show_default=True, help="The predictor's metrics; 0: a free one.")
 @click.option(
     "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])
@@ -228,9 +231,11 @@ def command(
     repositories: tuple[str, ...],
     http_port: int,
     predictor_http_port: int,
+    predictor_grpc_port: int,
     metrics_port: int,
     log_level: str,
 ) -> None:
     """Run transformer and predictor together, joined by a private Unix socket."""
-    ports = Ports(*(port or free_port() for port in (http_port, predictor_http_port, metrics_port)))
+    wanted = (http_port, predictor_http_port, predictor_grpc_port, metrics_port)
+    ports = Ports(*(port or free_port() for port in wanted))
     sys.exit(asyncio.run(run(config, repositories, ports, log_level)))

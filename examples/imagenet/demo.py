@@ -93,7 +93,9 @@ def main() -> int:
                 return pair.wait()
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with up("--http-port", str(port), "--predictor-http-port", "0", "--metrics-port", "0") as pair:
+    with up(
+        "--http-port", str(port), "--predictor-http-port", "0", "--predictor-grpc-port", "0", "--metrics-port", "0"
+    ) as pair:
         try:
             wait_until_ready(url, pair)
             address = predict.predict_url(url, NAME)

@@ -6,14 +6,17 @@ a wrong flag answer at once.
 
 import logging
 import sys
+from functools import partial
 
 import click
 from rich.console import Console
 
 from oip.server.flags import settings_command
+from oip.server.metrics import ServerMetrics
 from oip.server.service import Service, serve
-from torchscript_predictor.backends import Backend, LoadError
+from torchscript_predictor.backends import Backend
 from torchscript_predictor.data_plane import PredictorDataPlane
+from torchscript_predictor.memory import keep_what_is_imported
 from torchscript_predictor.report import models_table
 from torchscript_predictor.repository import ModelRepository, RepositoryError
 from torchscript_predictor.settings import NO_EFFECT, PredictorSettings
@@ -26,17 +29,20 @@ TABLE_WIDTH = 140
 """Where standard output is no terminal that has a width of its own."""
 
 
-def torchscript_backend() -> Backend:
-    """The TorchScript backend; imports torch.
+def pytorch_backend(settings: PredictorSettings) -> Backend:
+    """The backend for every runtime of PyTorch's; imports torch.
 
     Raises:
         LoadError: torch is not installed.
     """
-    try:
-        from torchscript_predictor.backends.torchscript import TorchScriptBackend
-    except ModuleNotFoundError as error:
-        raise LoadError(f"{error.name} is not installed; install tandem-serving[predictor]") from error
-    return TorchScriptBackend()
+    from torchscript_predictor.backends.choice import PyTorchBackend
+
+    backend = PyTorchBackend(
+        allow_python_models=settings.allow_python_models,
+        describes_models=not settings.disable_auto_complete_config,
+    )
+    keep_what_is_imported()
+    return backend
 
 
 def open_repository(settings: PredictorSettings) -> ModelRepository:
@@ -45,8 +51,8 @@ def open_repository(settings: PredictorSettings) -> ModelRepository:
     Raises:
         RepositoryError: a folder is missing, or there is no model in any though all are to be served.
     """
-    repository = ModelRepository(settings.model_repository)
-    if settings.models_at_start() is None and not repository.models():
+    repository = ModelRepository(settings.model_repository, settings.model_name)
+    if settings.model_control_mode == "none" and not repository.models():
         raise RepositoryError(repository.empty_reason())
     return repository
 
@@ -55,12 +61,16 @@ def predictor_data_plane(repository: ModelRepository, settings: PredictorSetting
     """The data plane that the settings describe."""
     return PredictorDataPlane(
         repository,
-        torchscript_backend,
+        partial(pytorch_backend, settings),
         models=settings.models_at_start(),
         strict_readiness=settings.strict_readiness,
         load_threads=settings.model_load_thread_count,
         max_queue_size=settings.max_queue_size,
+        execution_threads=settings.execution_threads or None,
         drain_seconds=settings.exit_timeout_seconds,
+        control_mode=settings.model_control_mode,
+        poll_seconds=settings.repository_poll_secs,
+        client_shared_memory=settings.allow_client_shm,
     )
 
 
@@ -93,16 +103,25 @@ def run(settings: PredictorSettings, arguments: tuple[str, ...]) -> None:
     except RepositoryError as error:
         raise click.ClickException(str(error)) from None
     planes: list[PredictorDataPlane] = []
+    metrics = ServerMetrics()
 
     def plane() -> PredictorDataPlane:
         planes.append(predictor_data_plane(repository, settings))
+        metrics.add_text(planes[0].metrics_text)
         return planes[0]
 
     async def started(service: Service) -> int | None:
         return await report_start(service, planes[0], settings)
 
     sys.exit(
-        serve(plane, settings, started=started, metrics_port=settings.metrics_port if settings.allow_metrics else None)
+        serve(
+            plane,
+            settings,
+            metrics=metrics,
+            started=started,
+            metrics_port=settings.metrics_port if settings.allow_metrics else None,
+            grpc=settings.grpc_settings(),
+        )
     )
 
 
@@ -110,7 +129,7 @@ command = settings_command(
     "predictor",
     PredictorSettings,
     run,
-    help="Serve the TorchScript models of a Triton model repository over the V2 protocol.",
+    help="Serve the PyTorch models of a Triton model repository over the V2 protocol.",
     no_effect=NO_EFFECT,
 )
 

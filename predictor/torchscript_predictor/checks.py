@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from oip.errors import InvalidArgument, Unsupported
+from oip.errors import InvalidArgument
 from oip.messages import InferenceRequest
 from oip.tensors import Tensor
 from torchscript_predictor.config_rules import dims_match
@@ -31,12 +31,11 @@ class RequestChecker:
         self._outputs = tuple(tensor.name for tensor in config.outputs)
 
     def inputs(self, request: InferenceRequest) -> dict[str, np.ndarray]:
-        """The request's arrays by name, exactly the configured inputs.
+        """The request's arrays by name, exactly the configured inputs but for missing optional ones.
 
         Raises:
             InvalidArgument: an input is unknown, missing, given twice, or not of its datatype or shape; or the
                 batch size is over the limit or differs between inputs.
-            Unsupported: an input is in shared memory.
         """
         arrays: dict[str, np.ndarray] = {}
         for tensor in request.inputs:
@@ -50,11 +49,12 @@ class RequestChecker:
                 raise InvalidArgument(f"input '{tensor.name}' already exists in request")
             self._check_tensor(tensor, expected)
             arrays[tensor.name] = tensor.array
-        if len(arrays) != len(self._inputs):
+        missing = [name for name, tensor in self._inputs.items() if name not in arrays and not tensor.optional]
+        if missing or not arrays:
             raise InvalidArgument(
                 f"expected {len(self._inputs)} inputs but got {len(arrays)} inputs for model '{self._model}'. Got "
                 f"input(s) {_quoted(arrays)}, but missing required input(s) "
-                f"{_quoted(name for name in self._inputs if name not in arrays)}. Please provide all required input(s)."
+                f"{_quoted(missing)}. Please provide all required input(s)."
             )
         if self._max_batch_size:
             self._check_batch_size(request.inputs)
@@ -65,7 +65,6 @@ class RequestChecker:
 
         Raises:
             InvalidArgument: an output is unknown or asked for twice.
-            Unsupported: an output is asked for as classification or in shared memory.
         """
         if not request.outputs:
             return self._outputs
@@ -78,23 +77,10 @@ class RequestChecker:
                 )
             if output.name in names:
                 raise InvalidArgument(f"output '{output.name}' already exists in request")
-            if "classification" in output.parameters:
-                raise Unsupported(
-                    f"output '{output.name}': the classification extension is not served; ask for the tensor and pick "
-                    "the largest elements"
-                )
-            if "shared_memory_region" in output.parameters:
-                raise Unsupported(
-                    f"output '{output.name}': the shared memory extensions are not served; ask for binary data"
-                )
             names.append(output.name)
         return tuple(names)
 
     def _check_tensor(self, tensor: Tensor, expected: ModelInput) -> None:
-        if "shared_memory_region" in tensor.parameters:
-            raise Unsupported(
-                f"input '{tensor.name}': the shared memory extensions are not served; send the data as JSON or binary"
-            )
         if tensor.datatype != expected.datatype:
             raise InvalidArgument(
                 f"inference input '{tensor.name}' data-type is '{tensor.datatype}', but model '{self._model}' expects "

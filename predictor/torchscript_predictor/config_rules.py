@@ -7,17 +7,14 @@ file system and no torch.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import prod
 from pathlib import PurePosixPath
 from typing import Any
 
 from torchscript_predictor.config_places import Places
+from torchscript_predictor.runtimes import Runtime, UnservedError, choose_runtime
 
-PLATFORMS = ("pytorch_libtorch", "libtorch")
-SUPPORTED = (
-    'TorchScript models are what is served here: backend: "pytorch", platform: "pytorch_libtorch", <version>/model.pt'
-)
 MAX_INSTANCES = 1024
 """Instances of one model; a bound on threads."""
 
@@ -48,8 +45,7 @@ class Findings:
 
 
 def check(message: Any, model_name: str, gpu_count: int, findings: Findings) -> None:
-    """Report everything that is wrong with a `ModelConfig` message, or has no effect."""
-    _check_identity(message, model_name, findings)
+    """Report everything that is wrong with a `ModelConfig` message, or has no effect, beyond its identity."""
     _check_unserved(message, findings)
     if message.max_batch_size < 0:
         findings.problem(
@@ -63,22 +59,33 @@ def check(message: Any, model_name: str, gpu_count: int, findings: Findings) -> 
         _check_warmup(message, sample, index, findings)
 
 
-def _check_identity(message: Any, model_name: str, findings: Findings) -> None:
+def check_identity(message: Any, model_name: str, files: Collection[str], findings: Findings) -> Runtime:
+    """What the model is called and what runs it; any runtime where the message asks for none that is served."""
     if message.name and message.name != model_name:
         findings.problem(
             f"name is {message.name!r} but the folder is {model_name!r}; they must be equal, or leave name out", "name"
         )
+    _check_filename(message, findings)
     if message.platform == "ensemble" or message.HasField("ensemble_scheduling"):
-        findings.problem(f"ensembles are not served; {SUPPORTED}", "ensemble_scheduling")
-    elif message.backend not in ("", "pytorch") or message.platform not in ("", *PLATFORMS):
         findings.problem(
-            f"unexpected 'platform' and 'backend' pair, got: {message.platform!r}, {message.backend!r}; {SUPPORTED}",
-            "backend" if message.backend not in ("", "pytorch") else "platform",
+            "ensembles are not served; use one torch.nn.Module that calls the models in turn and export that, and the "
+            "transformer for what comes before and after",
+            "ensemble_scheduling" if message.HasField("ensemble_scheduling") else "platform",
         )
-    if message.runtime.endswith(".py"):
-        findings.problem(f"runtime {message.runtime!r} is not served; {SUPPORTED}", "runtime")
-    elif message.runtime:
-        findings.no_effect("runtime", "there is one TorchScript runtime")
+        return Runtime.TORCHSCRIPT
+    try:
+        runtime = choose_runtime(
+            message.backend, message.platform, message.runtime, message.default_model_filename, files
+        )
+    except UnservedError as error:
+        findings.problem(error.message, error.field)
+        return Runtime.TORCHSCRIPT
+    if message.runtime and not message.runtime.endswith(".py"):
+        findings.no_effect("runtime", "each platform has one runtime here")
+    return runtime
+
+
+def _check_filename(message: Any, findings: Findings) -> None:
     filename = message.default_model_filename
     if filename and (filename in (".", "..") or "\\" in filename or PurePosixPath(filename).name != filename):
         findings.problem(
@@ -88,7 +95,6 @@ def _check_identity(message: Any, model_name: str, findings: Findings) -> None:
 
 
 _NO_EFFECT = {
-    "dynamic_batching": "requests are executed one by one",
     "cc_model_filenames": "one file serves every device; set default_model_filename",
     "metric_tags": "metrics carry no extra labels",
     "model_metrics": "histogram buckets are fixed",
@@ -101,7 +107,8 @@ def _check_unserved(message: Any, findings: Findings) -> None:
     present = {field.name for field, _ in message.ListFields()}
     if "sequence_batching" in present:
         findings.problem(
-            "sequence batching is not served: every request is independent here; leave sequence_batching out",
+            "sequence batching is not served: every request is independent here; make the state an input and an output "
+            "of the model, which the caller sends along, and leave sequence_batching out",
             "sequence_batching",
         )
     if message.model_transaction_policy.decoupled:
@@ -145,19 +152,9 @@ def _check_tensors(message: Any, kind: str, findings: Findings) -> None:
                 findings.problem(f"{where}: {flag} is for TensorRT alone; leave it out", kind, index, flag)
         if kind == "input":
             _check_input(tensor, where, index, findings)
-        elif tensor.label_filename:
-            findings.no_effect(
-                f"{where}: label_filename", "the classification extension is not served", kind, index, "label_filename"
-            )
 
 
 def _check_input(tensor: Any, where: str, index: int, findings: Findings) -> None:
-    if tensor.optional:
-        findings.problem(
-            f"'optional' is set to true for input {tensor.name!r} while TorchScript models take every input; "
-            "leave it out",
-            *("input", index, "optional"),
-        )
     if tensor.allow_ragged_batch:
         findings.problem(
             f"{where}: allow_ragged_batch is not served; leave it out and send equal shapes",

@@ -4,24 +4,49 @@ Joins the checks, the scheduler and the life of models; decides nothing itself. 
 torch.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
 from typing import Any
 
+import numpy as np
+
 from oip.errors import Unavailable
 from oip.messages import InferenceRequest, InferenceResponse, ModelMetadata, ServerMetadata, TensorMetadata
 from oip.server.data_plane import RequestContext
+from oip.server.extensions import SHARED_MEMORY_IS_OFF, Extensions, ModelStatistics, NoSharedMemory
+from oip.server.process_settings import NoTracing, ProcessLogSettings
+from oip.server.shared_memory import SystemSharedMemory
 from oip.tensors import Tensor
 from torchscript_predictor.backends import Backend
+from torchscript_predictor.classification import classes, requested_classes
+from torchscript_predictor.client_control import ClientControl
 from torchscript_predictor.config_json import config_json
-from torchscript_predictor.lifecycle import ModelLifecycle, ModelVersion
+from torchscript_predictor.control import ControlMode
+from torchscript_predictor.lifecycle import ModelLifecycle
+from torchscript_predictor.loading import ModelVersion
+from torchscript_predictor.metrics import exposition
 from torchscript_predictor.repository import ModelRepository
+from torchscript_predictor.scheduling.parameters import schedule_parameters
 from torchscript_predictor.states import ModelStatus
 from torchscript_predictor.threads import CpuAllowance
 
 SERVER_NAME = "tandem"
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+    "trace",
+)
+"""Those that are always served."""
+
+SYSTEM_SHARED_MEMORY = "system_shared_memory"
 
 
 class PredictorDataPlane:
@@ -40,7 +65,11 @@ class PredictorDataPlane:
         load_threads: int = 4,
         max_queue_size: int = 1024,
         drain_seconds: float = 30.0,
+        control_mode: ControlMode = "none",
+        poll_seconds: float = 15.0,
+        client_shared_memory: bool = False,
         allowance: CpuAllowance | None = None,
+        execution_threads: int | None = None,
     ) -> None:
         """
         Args:
@@ -48,16 +77,35 @@ class PredictorDataPlane:
             models: names to load; None for all that the repository holds.
             strict_readiness: ready only when every model is; else as soon as loading is over.
             max_queue_size: requests that may wait for one model version.
-            drain_seconds: how long `stop` waits for requests in flight.
+            drain_seconds: how long `stop`, or a model's unload, waits for requests in flight.
+            control_mode: "explicit" lets clients load and unload, "poll" follows changes of the repository.
+            poll_seconds: how often, in mode "poll"; 0 for never.
+            client_shared_memory: whether clients may hand tensors over in shared memory.
             allowance: CPUs for intra-op threads; None reads the machine's.
+            execution_threads: threads that may execute models at a time; None for as many as there are CPUs.
         """
         self._lifecycle = ModelLifecycle(
-            repository, backend, load_threads=load_threads, max_queue_size=max_queue_size, allowance=allowance
+            repository,
+            backend,
+            load_threads=load_threads,
+            max_queue_size=max_queue_size,
+            drain_seconds=drain_seconds,
+            allowance=allowance,
+            execution_threads=execution_threads,
         )
         self._models = models
         self._strict_readiness = strict_readiness
         self._drain_seconds = drain_seconds
-        self._metadata = ServerMetadata(SERVER_NAME, _own_version(), EXTENSIONS)
+        self._poll_seconds = poll_seconds if control_mode == "poll" else 0.0
+        names = (*EXTENSIONS, SYSTEM_SHARED_MEMORY) if client_shared_memory else EXTENSIONS
+        self._metadata = ServerMetadata(SERVER_NAME, _own_version(), names)
+        self.extensions = Extensions(
+            statistics=self,
+            models=ClientControl(self._lifecycle, control_mode),
+            shared_memory=SystemSharedMemory() if client_shared_memory else NoSharedMemory(SHARED_MEMORY_IS_OFF),
+            trace=NoTracing(self._lifecycle.names),
+            logging=ProcessLogSettings(),
+        )
 
     def live(self) -> bool:
         return True
@@ -78,6 +126,21 @@ class PredictorDataPlane:
     async def loaded(self) -> list[ModelStatus]:
         """Wait until every model is ready or has failed, then give their states."""
         return await self._lifecycle.loaded()
+
+    def metrics_text(self) -> str:
+        """The statistics of every ready version as Prometheus text."""
+        return exposition(self._lifecycle.figures())
+
+    def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
+        """See `StatisticsSource.statistics`."""
+        if not name:
+            found = self._lifecycle.served()
+        elif version:
+            found = [self._lifecycle.version(name, version)]
+        else:
+            self._lifecycle.version(name)
+            found = self._lifecycle.model(name).ready_versions()
+        return [each.recorder.snapshot() for each in found]
 
     def model_ready(self, name: str, version: str = "") -> bool:
         """
@@ -120,35 +183,55 @@ class PredictorDataPlane:
         Raises:
             NotFound: no such model or version.
             InvalidArgument: the request does not fit the model's configuration, or its answer does not.
-            Unsupported: it asks for an extension that is not served.
-            Unavailable: the model is not ready, or its queue is full.
+            Unavailable: the model is not ready, its queue is full, or the request waited too long there.
             DeadlineExceeded: the context's deadline has passed.
             Internal: the model failed.
         """
         version = self._lifecycle.version(request.model_name, request.model_version)
-        names = version.checker.outputs(request)
-        inputs = version.checker.inputs(request)
-        entry = version.scheduler.submit(inputs, context.deadline)
+        arrived = time.perf_counter()
         try:
-            outputs = await version.scheduler.finish(entry)
-        finally:
-            context.stopwatch.record([("queue", entry.queue_seconds), ("compute", entry.compute_seconds)])
+            names = version.checker.outputs(request)
+            counts = {
+                output.name: requested_classes(output.parameters, output.name)
+                for output in request.outputs
+                if output.parameters
+            }
+            inputs = version.checker.inputs(request)
+            priority, timeout = schedule_parameters(request.parameters)
+            entry = version.scheduler.submit(inputs, context.deadline, priority=priority, timeout_microseconds=timeout)
+            try:
+                arrays = await version.scheduler.finish(entry)
+            finally:
+                context.stopwatch.record([("queue", entry.queue_seconds), ("compute", entry.compute_seconds)])
+            outputs = tuple(_answer(version, name, arrays[name], counts.get(name, 0)) for name in names)
+        except BaseException as error:
+            version.recorder.failure(error, time.perf_counter() - arrived)
+            raise
+        version.recorder.success(
+            entry.rows,
+            time.time(),
+            time.perf_counter() - arrived,
+            entry.queue_seconds,
+            entry.gather_seconds,
+            entry.compute_seconds,
+            entry.scatter_seconds,
+        )
         return InferenceResponse(
-            model_name=request.model_name,
-            model_version=str(version.number),
-            outputs=tuple(_answer(version, name, outputs[name]) for name in names),
-            id=request.id,
+            model_name=request.model_name, model_version=str(version.number), outputs=outputs, id=request.id
         )
 
     async def start(self) -> None:
-        self._lifecycle.start(self._models)
+        self._lifecycle.start(self._models, self._poll_seconds)
 
     async def stop(self) -> None:
         await self._lifecycle.drain(self._drain_seconds)
 
 
-def _answer(version: ModelVersion, name: str, array: Any) -> Tensor:
-    return Tensor(name, version.config.output(name).datatype, array.shape, array)
+def _answer(version: ModelVersion, name: str, array: np.ndarray, count: int) -> Tensor:
+    tensor = Tensor(name, version.config.output(name).datatype, array.shape, array)
+    if not count:
+        return tensor
+    return classes(tensor, count, version.labels.get(name, ()), batches=version.config.max_batch_size > 0)
 
 
 def _own_version() -> str:

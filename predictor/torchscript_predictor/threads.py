@@ -1,4 +1,4 @@
-"""How many intra-op threads each model instance may use.
+"""How many threads may execute models: each instance's intra-op threads, and all models' together.
 
 The decision is a pure function of what a small reader found: settings in the environment and the
 CPUs that this process may really use.  torch's own default is all cores of the host, which in a
@@ -6,7 +6,10 @@ container with a CPU quota means throttling.
 """
 
 import os
-from collections.abc import Mapping, MutableMapping
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,22 +37,96 @@ class CpuAllowance:
     cpus: float
     variable_threads: int | None = None
 
+    @property
+    def whole_cpus(self) -> int:
+        """How many threads can run without taking turns, at least 1."""
+        return max(1, int(self.cpus))
+
+
+def asked_threads(parameter: int | None, allowance: CpuAllowance) -> int | None:
+    """What somebody asked for: INTRA_OP_THREAD_COUNT of the model, else OMP_NUM_THREADS / MKL_NUM_THREADS."""
+    return parameter if parameter is not None else allowance.variable_threads
+
 
 def intra_op_threads(parameter: int | None, allowance: CpuAllowance, instances: int) -> int:
-    """Threads for one of a model's `instances`, at least 1.
+    """Threads for one of a model's `instances`: what was asked for, else an equal share.
 
-    INTRA_OP_THREAD_COUNT of the model, else OMP_NUM_THREADS / MKL_NUM_THREADS, else an equal share.
+    At least 1, and never more than there are CPUs: threads that take turns on a CPU only slow each other down.
     """
-    if parameter is not None:
-        return parameter
-    if allowance.variable_threads is not None:
-        return allowance.variable_threads
-    return max(1, int(allowance.cpus / max(1, instances)))
+    asked = asked_threads(parameter, allowance)
+    share = int(allowance.cpus / max(1, instances))
+    return max(1, min(share if asked is None else asked, allowance.whole_cpus))
+
+
+def thread_warnings(parameter: int | None, allowance: CpuAllowance, instances: int) -> list[str]:
+    """What an operator should know about what was asked for."""
+    asked, cpus = asked_threads(parameter, allowance), allowance.whole_cpus
+    if asked is None:
+        return []
+    source = "INTRA_OP_THREAD_COUNT" if parameter is not None else " or ".join(THREAD_VARIABLES)
+    if asked > cpus:
+        return [f"{source} is {asked}, more than the CPUs that this process may use: it gets {cpus}"]
+    if asked * instances > cpus:
+        return [
+            f"{source} is {asked}, with {instances} instances on {cpus} CPUs: at most {cpus // asked} of them execute "
+            "at a time"
+        ]
+    return []
+
+
+class ExecutionLimit:
+    """At most so many threads execute models at a time, whichever models they are.
+
+    First come, first served, so that an execution with many threads is not overtaken for ever.  A wider one
+    than the limit counts as wide as the limit.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._free = threads
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[int, threading.Lock]] = deque()  # how many, and what to release when they are free
+
+    def __repr__(self) -> str:
+        busy = self.threads - self._free
+        return f"<ExecutionLimit: {busy} of {self.threads} threads execute, {len(self._waiting)} executions wait>"
+
+    @contextmanager
+    def held(self, threads: int) -> Iterator[None]:
+        """Have so many threads for the time of a block."""
+        self.acquire(threads)
+        try:
+            yield
+        finally:
+            self.release(threads)
+
+    def acquire(self, threads: int) -> None:
+        """Block until so many more threads may execute; 0 is always free."""
+        if not threads:
+            return
+        threads = min(threads, self.threads)
+        with self._lock:
+            if self._free >= threads and not self._waiting:
+                self._free -= threads
+                return
+            granted = threading.Lock()
+            granted.acquire()
+            self._waiting.append((threads, granted))
+        granted.acquire()
+
+    def release(self, threads: int) -> None:
+        """Give back what was acquired."""
+        with self._lock:
+            self._free += min(threads, self.threads)
+            while self._waiting and self._waiting[0][0] <= self._free:
+                wanted, granted = self._waiting.popleft()
+                self._free -= wanted
+                granted.release()
 
 
 def is_share(parameter: int | None, allowance: CpuAllowance) -> bool:
     """Whether `intra_op_threads` had nobody's word to go by: then fewer threads may turn out better."""
-    return parameter is None and allowance.variable_threads is None
+    return asked_threads(parameter, allowance) is None
 
 
 def several_pay(seconds_with_one: float, seconds_with_several: float) -> bool:

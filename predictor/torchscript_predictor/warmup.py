@@ -6,7 +6,7 @@ somebody asked for it; automatic warm-up is a guess, so an error there is logged
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -26,19 +26,33 @@ logger = logging.getLogger(__name__)
 AUTOMATIC_RUNS = 3
 """torch's profiling executor watches two calls and optimises in the third."""
 
+MAX_AUTOMATIC_RUNS = 10
+"""At one batch size; a machine that is busy otherwise never settles."""
+
+SETTLED = 0.2
+"""Two runs that differ by less than this part of the slower are alike."""
+
 PICTURE_SIDE = 224
 """The second guess for variable dimensions; the first is 1, which convolutions refuse."""
 
 MAX_AUTOMATIC_ELEMENTS = 1 << 22
 """Elements of one automatic input; a larger guess is not worth the time."""
 
-MAX_AUTOMATIC_SECONDS = 0.5
-"""Time that the runs at max_batch_size may be expected to take."""
+MAX_AUTOMATIC_SECONDS = 5.0
+"""Time that the runs at one batch size may be expected to take; more is skipped."""
+
+MAX_TRIAL_SECONDS = 0.5
+"""Time that finding out how many threads pay may take for each number of them."""
 
 Arrays = dict[str, np.ndarray]
 
 
-def warm_up(model: LoadedModel, config: ModelConfig, warmup_file: Callable[[str], Path]) -> None:
+Clock = Callable[[], float]
+
+
+def warm_up(
+    model: LoadedModel, config: ModelConfig, warmup_file: Callable[[str], Path], clock: Clock = time.perf_counter
+) -> None:
     """Warm up one instance on the calling thread.
 
     Args:
@@ -48,7 +62,7 @@ def warm_up(model: LoadedModel, config: ModelConfig, warmup_file: Callable[[str]
         LoadError: a configured sample cannot be read, or fails.
     """
     if not config.warmup:
-        _automatic(model, config)
+        _automatic(model, config, clock)
     for sample in config.warmup:
         try:
             inputs = sample_inputs(sample, config, warmup_file)
@@ -59,27 +73,32 @@ def warm_up(model: LoadedModel, config: ModelConfig, warmup_file: Callable[[str]
             raise LoadError(f"failed to run warmup sample '{sample.name}': {reason}") from error
 
 
-def _automatic(model: LoadedModel, config: ModelConfig) -> None:
+def _automatic(model: LoadedModel, config: ModelConfig, clock: Clock) -> None:
     failure: InferenceError | None = None
     for side in (1, PICTURE_SIDE):
         inputs = zero_inputs(config, batch_size=1, variable=side)
         if inputs is None:
             break
         try:
-            seconds = _run(model, inputs)
+            seconds = _settle(model, inputs, clock)
         except InvalidArgument as error:  # the model ran and its answer does not fit the configuration
             logger.warning("model %s: every request will fail: %s", config.name, error)
             return
         except InferenceError as error:
             failure = error
             continue
-        if config.max_batch_size > 1 and seconds * config.max_batch_size <= MAX_AUTOMATIC_SECONDS:
-            largest = zero_inputs(config, batch_size=config.max_batch_size, variable=side)
-            if largest is not None:
-                try:
-                    _run(model, largest)
-                except InferenceError as error:
-                    logger.warning("model %s fails at max_batch_size %d: %s", config.name, config.max_batch_size, error)
+        for size in automatic_batch_sizes(config)[1:]:
+            larger = zero_inputs(config, batch_size=size, variable=side)
+            if larger is None or seconds * size * AUTOMATIC_RUNS > MAX_AUTOMATIC_SECONDS:
+                logger.info(
+                    "model %s: automatic warm-up skips batch size %d, it would take too long", config.name, size
+                )
+                return
+            try:
+                _settle(model, larger, clock)
+            except InferenceError as error:
+                what = "max_batch_size" if size == config.max_batch_size else "preferred_batch_size"
+                logger.warning("model %s fails at %s %d: %s", config.name, what, size, error)
         return
     logger.info(
         "model %s: automatic warm-up with zeros is skipped (%s); the first requests may be slow, model_warmup in "
@@ -89,9 +108,31 @@ def _automatic(model: LoadedModel, config: ModelConfig) -> None:
     )
 
 
-def threads_that_pay(
-    model: LoadedModel, config: ModelConfig, threads: int, clock: Callable[[], float] = time.perf_counter
-) -> int:
+def automatic_batch_sizes(config: ModelConfig) -> list[int]:
+    """1, the preferred batch sizes and the largest, each once, ascending."""
+    preferred = config.dynamic_batching.preferred_batch_size if config.dynamic_batching else ()
+    return sorted({1, *preferred, max(1, config.max_batch_size)})
+
+
+def settled(seconds: Sequence[float]) -> bool:
+    """Whether the last of several runs is as fast as the one before, so that another would teach nothing."""
+    if len(seconds) < AUTOMATIC_RUNS:
+        return False
+    before, last = seconds[-2:]
+    return len(seconds) >= MAX_AUTOMATIC_RUNS or abs(last - before) <= SETTLED * max(last, before)
+
+
+def _settle(model: LoadedModel, inputs: Arrays, clock: Clock) -> float:
+    """Execute until timings settle; the seconds of the fastest run."""
+    seconds: list[float] = []
+    while not settled(seconds):
+        started = clock()
+        model.execute(inputs)
+        seconds.append(clock() - started)
+    return min(seconds)
+
+
+def threads_that_pay(model: LoadedModel, config: ModelConfig, threads: int, clock: Clock = time.perf_counter) -> int:
     """`threads`, or 1 where that many are hardly faster; tried with zeros on the calling thread.
 
     A model that cannot be tried, or takes long, keeps what it was given.
@@ -102,7 +143,7 @@ def threads_that_pay(
     fastest = {}
     for count in (threads, 1):
         model.enter_thread(count)
-        if _run(model, inputs, clock) > MAX_AUTOMATIC_SECONDS:
+        if _run(model, inputs, clock) > MAX_TRIAL_SECONDS:
             return threads
         fastest[count] = min(_run(model, inputs, clock) for _ in range(AUTOMATIC_RUNS))
     return threads if several_pay(fastest[1], fastest[threads]) else 1
@@ -118,7 +159,7 @@ def _runs(model: LoadedModel, inputs: Arrays | None) -> bool:
     return True
 
 
-def _run(model: LoadedModel, inputs: Arrays, clock: Callable[[], float] = time.perf_counter) -> float:
+def _run(model: LoadedModel, inputs: Arrays, clock: Clock) -> float:
     """Execute a few times; returns the seconds that they took together."""
     started = clock()
     for _ in range(AUTOMATIC_RUNS):

@@ -7,7 +7,6 @@ types.  Knows no socket.  Binary tensors are decoded as views on the body, never
 Sources: the protocol's "Inference" section; Triton's extension_binary_data.
 """
 
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -27,12 +26,11 @@ from oip.messages import (
     ServerMetadata,
     TensorMetadata,
 )
+from oip.raw_tensors import MAX_RANK, array_from_raw, raw_of, reshaped
+from oip.regions import REGION, RegionReader, region_range, without_region
 from oip.tensors import Tensor, bytes_array
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-
-MAX_RANK = 64
-"""numpy's limit on dimensions."""
 
 _JSON_KINDS: Mapping[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 """What JSON elements may become a dtype of that kind."""
@@ -94,18 +92,26 @@ def encode_request(request: InferenceRequest, *, binary: bool = True) -> Encoded
 
 
 def decode_request(
-    body: Body, header_length: str | None = None, *, model_name: str = "", model_version: str = ""
+    body: Body,
+    header_length: str | None = None,
+    *,
+    model_name: str = "",
+    model_version: str = "",
+    regions: RegionReader | None = None,
 ) -> InferenceRequest:
     """A request out of its body; the model's name and version come from the route.
 
+    Args:
+        regions: reads the inputs that lie in shared memory; None where there is none.
+
     Raises:
         InvalidArgument: the body breaks the protocol; the message names the tensor and what would be right.
-        Unsupported: a raw binary request (header length 0).
+        Unsupported: a raw binary request (header length 0; see `raw_request`), or an input in shared memory.
     """
     document, raw = _split(body, header_length)
     parameters = _parameters(document, "the request")
     binary_output = _boolean(parameters, "binary_data_output", "the request")
-    inputs = tuple(_decode_tensors(document, "inputs", raw))
+    inputs = tuple(_decode_tensors(document, "inputs", raw, regions))
     outputs = tuple(
         _decode_requested_output(item, binary_output) for item in _objects(document, "outputs", required=False)
     )
@@ -237,8 +243,11 @@ def _encode_tensor(tensor: Tensor, binary: bool, raw: list[Body]) -> dict[str, A
     """The tensor's JSON object; a binary tensor's bytes are appended to `raw`."""
     parameters = dict(tensor.parameters)
     entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    if REGION in parameters:  # its data lies there
+        entry["parameters"] = parameters
+        return entry
     if binary:
-        chunk = _pack_bytes(tensor.array) if tensor.datatype == "BYTES" else _raw_view(tensor.array)
+        chunk = raw_of(tensor)
         parameters["binary_data_size"] = len(chunk)
         raw.append(chunk)
     if parameters:
@@ -246,12 +255,6 @@ def _encode_tensor(tensor: Tensor, binary: bool, raw: list[Body]) -> dict[str, A
     if not binary:
         entry["data"] = _json_data(tensor)
     return entry
-
-
-def _raw_view(array: np.ndarray) -> memoryview:
-    """The array's bytes in row-major order, without a copy where it already lies that way."""
-    contiguous = np.ascontiguousarray(array).reshape(-1)
-    return memoryview(contiguous.view(np.uint8).data) if contiguous.size else memoryview(b"")
 
 
 def _json_data(tensor: Tensor) -> Any:
@@ -274,7 +277,9 @@ def _json_data(tensor: Tensor) -> Any:
     return np.ascontiguousarray(flat)
 
 
-def _decode_tensors(document: Mapping[str, Any], key: str, raw: memoryview) -> Iterable[Tensor]:
+def _decode_tensors(
+    document: Mapping[str, Any], key: str, raw: memoryview, regions: RegionReader | None = None
+) -> Iterable[Tensor]:
     """The tensors of a message; together they must use up the bytes after the JSON part."""
     offset = 0
     for item in _objects(document, key):
@@ -283,8 +288,11 @@ def _decode_tensors(document: Mapping[str, Any], key: str, raw: memoryview) -> I
         shape = _shape(item, name)
         parameters = _parameters(item, f"tensor '{name}'")
         size = parameters.get("binary_data_size")
-        if size is None:
-            array = _decode_json_data(item, name, datatype, shape, parameters)
+        if REGION in parameters:
+            array = _decode_region(item, name, datatype, shape, parameters, regions)
+            parameters = without_region(parameters)
+        elif size is None:
+            array = _decode_json_data(item, name, datatype, shape)
         else:
             if "data" in item:
                 raise InvalidArgument(f"tensor '{name}' has both 'data' and 'binary_data_size'; send one of them")
@@ -294,7 +302,7 @@ def _decode_tensors(document: Mapping[str, Any], key: str, raw: memoryview) -> I
                 raise InvalidArgument(
                     f"tensor '{name}' announces {size} bytes of binary data, but only {len(raw) - offset} follow"
                 )
-            array = _decode_binary_data(raw[offset : offset + size], name, datatype, shape)
+            array = array_from_raw(raw[offset : offset + size], name, datatype, shape)
             offset += size
         yield Tensor(name, datatype.name, shape, array, _without(parameters, "binary_data_size"))
     if offset != len(raw):
@@ -303,26 +311,25 @@ def _decode_tensors(document: Mapping[str, Any], key: str, raw: memoryview) -> I
         )
 
 
-def _decode_binary_data(raw: memoryview, name: str, datatype: Datatype, shape: tuple[int, ...]) -> np.ndarray:
-    count = prod(shape)
-    if datatype.name == "BYTES":
-        return _reshape(_unpack_bytes(raw, name, count), name, shape)
-    if len(raw) != count * datatype.itemsize:
-        raise InvalidArgument(
-            f"tensor '{name}' of shape {list(shape)} and datatype {datatype.name} takes "
-            f"{count * datatype.itemsize} bytes, got {len(raw)}"
-        )
-    array = np.frombuffer(raw, dtype=datatype.dtype) if count else np.empty(0, dtype=datatype.dtype)
-    return _reshape(array, name, shape)
-
-
-def _decode_json_data(
-    item: Mapping[str, Any], name: str, datatype: Datatype, shape: tuple[int, ...], parameters: Mapping[str, Any]
+def _decode_region(
+    item: Mapping[str, Any],
+    name: str,
+    datatype: Datatype,
+    shape: tuple[int, ...],
+    parameters: Mapping[str, Any],
+    regions: RegionReader | None,
 ) -> np.ndarray:
-    if "shared_memory_region" in parameters:
+    if "data" in item or "binary_data_size" in parameters:
+        raise InvalidArgument(f"tensor '{name}' lies in shared memory and has data in the body too; send one of them")
+    place = region_range(parameters, f"tensor '{name}'")
+    if place is None or regions is None:
         raise Unsupported(
             f"tensor '{name}' lies in shared memory, which this server does not read; send it in the body"
         )
+    return array_from_raw(regions(place), name, datatype, shape)
+
+
+def _decode_json_data(item: Mapping[str, Any], name: str, datatype: Datatype, shape: tuple[int, ...]) -> np.ndarray:
     data = item.get("data")
     if not isinstance(data, list):
         raise InvalidArgument(
@@ -337,7 +344,7 @@ def _decode_json_data(
         raise InvalidArgument(
             f"tensor '{name}' of shape {list(shape)} has {count} elements, its 'data' holds {array.size}"
         )
-    return _reshape(array, name, shape)
+    return reshaped(array, name, shape)
 
 
 def _numbers(data: list[Any], name: str, datatype: Datatype) -> np.ndarray:
@@ -386,49 +393,6 @@ def _flat(data: list[Any], name: str) -> list[Any]:
     return data
 
 
-def _reshape(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        return array.reshape(shape)
-    except (ValueError, OverflowError):  # a zero beside dimensions whose product no array can have
-        raise InvalidArgument(f"tensor '{name}': shape {list(shape)} is larger than an array can be") from None
-
-
-def _pack_bytes(array: np.ndarray) -> bytes:
-    """BYTES elements as the extension has them: each behind its length as a little-endian uint32."""
-    pieces: list[bytes] = []
-    for element in array.reshape(-1):
-        pieces += (struct.pack("<I", len(element)), element)
-    return b"".join(pieces)
-
-
-def _unpack_bytes(raw: memoryview, name: str, count: int) -> np.ndarray:
-    if 4 * count > len(raw):  # before anything is read: a length takes four bytes
-        raise InvalidArgument(f"tensor '{name}': {count} string elements take more than the {len(raw)} bytes sent")
-    elements: list[bytes] = []
-    offset = 0
-    while offset < len(raw):
-        if len(elements) == count:
-            raise InvalidArgument(
-                f"tensor '{name}': unexpected number of string elements, expecting {count}; "
-                f"{len(raw) - offset} bytes follow the last"
-            )
-        if offset + 4 > len(raw):
-            raise InvalidArgument(f"tensor '{name}': incomplete string length indicator at byte {offset}")
-        (length,) = struct.unpack_from("<I", raw, offset)
-        offset += 4
-        if offset + length > len(raw):
-            raise InvalidArgument(
-                f"tensor '{name}': a string of {length} bytes at byte {offset}, only {len(raw) - offset} follow"
-            )
-        elements.append(bytes(raw[offset : offset + length]))
-        offset += length
-    if len(elements) != count:
-        raise InvalidArgument(
-            f"tensor '{name}': unexpected number of string elements {len(elements)}, expecting {count}"
-        )
-    return bytes_array(elements, (count,))
-
-
 # --- pieces of a document ---------------------------------------------------------------------------------------------
 
 
@@ -441,7 +405,7 @@ def _split(body: Body, header_length: str | None) -> tuple[Mapping[str, Any], me
         raise InvalidArgument(f"header {HEADER_LENGTH} must be a number of bytes, got {header_length[:40]!r}")
     length = int(header_length)
     if length == 0:
-        raise Unsupported(f"raw binary requests ({HEADER_LENGTH}: 0) are not served; describe the tensors in JSON")
+        raise Unsupported(f"raw binary requests ({HEADER_LENGTH}: 0) are not read here; describe the tensors in JSON")
     if length > len(view):
         raise InvalidArgument(f"header {HEADER_LENGTH} is {length}, but the body has {len(view)} bytes")
     return _object(json_text.loads(view[:length])), view[length:]

@@ -1,5 +1,6 @@
 """The predictor against recorded answers of Triton 2.51, where the recordings are present."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,16 +30,21 @@ GROUPS = [
     "version",
     "model",
     "gzip",
+    "class",
+    "load",
     "after",
 ]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """Explicit control over a folder that holds the good and the bad models; the good ones loaded."""
     folder = tmp_path_factory.mktemp("conformance")
     export = [sys.executable, str(CONFORMANCE / "export_models.py"), str(folder / "models")]
     subprocess.run(export, check=True, capture_output=True)
-    with predictor(folder / "models", folder / "log") as running:
+    flags = [f"--load-model={model.name}" for model in sorted((folder / "models").iterdir())]
+    shutil.copytree(folder / "models_bad", folder / "models", dirs_exist_ok=True)
+    with predictor(folder / "models", folder / "log", "--model-control-mode=explicit", *flags) as running:
         yield running
 
 

@@ -103,7 +103,8 @@ def process(arguments: Sequence[str], port: int, log: Path, *, ready: bool = Tru
 def predictor(repository: Path, log: Path, *flags: str, port: int = 0) -> Iterator[Process]:
     port = port or free_port()
     arguments = ["-m", "torchscript_predictor", "--model-repository", str(repository), "--http-port", str(port)]
-    with process([*arguments, "--allow-metrics=false", "--http-address=127.0.0.1", *flags], port, log) as running:
+    quiet = ["--allow-metrics=false", "--grpc-port=0", "--http-address=127.0.0.1"]
+    with process([*arguments, *quiet, *flags], port, log) as running:
         yield running
 
 

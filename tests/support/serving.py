@@ -6,7 +6,7 @@ Used by every test folder; knows `oip` alone.
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,13 +98,20 @@ class Running:
 
     def stop(self) -> int | None:
         if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self.service.stop)
+            with suppress(RuntimeError):  # it is ending by itself, its loop is closed already
+                self.loop.call_soon_threadsafe(self.service.stop)
             self._thread.join(40)
         return self.status
 
     @property
     def url(self) -> str:
         return next(address for address in self.service.addresses if address.startswith("http"))
+
+    @property
+    def grpc_target(self) -> str:
+        """Host and port, as a gRPC client takes them."""
+        prefix = "grpc://"
+        return next(a.removeprefix(prefix) for a in self.service.addresses if a.startswith(prefix))
 
     def _run(self) -> None:
         async def main() -> int:

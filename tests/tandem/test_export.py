@@ -4,14 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from google.protobuf import text_format
 from networks import CifarNet
 from torch import nn
 
 from oip import proto
-from tandem.export import ExportError, export, load_factory
+from tandem.export import ExportError, command, describe, export, load_factory
+from torchscript_predictor.backends.choice import PyTorchBackend
+from torchscript_predictor.backends.compiling import find_obstacle
+from torchscript_predictor.configure import read_model_config
+from torchscript_predictor.repository import ModelRepository
 
 
 class TwoOutputs(nn.Module):
@@ -115,3 +121,81 @@ def test_refusals_say_why_and_what_to_try(
 def test_a_factory_that_is_none(name: str) -> None:
     with pytest.raises(ExportError, match=name.partition(":")[0]):
         load_factory(name)
+
+
+# PT2, and describing
+
+exporting = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore::FutureWarning:torch.*")
+
+
+def served(repository: Path, name: str) -> Any:
+    """The model as the predictor loads it."""
+    [folder] = ModelRepository([repository]).models()[name]
+    backend = PyTorchBackend()
+    config = read_model_config(folder, backend)
+    return backend.load(folder.model_file(*folder.versions(), config.model_filename), config, "cpu")
+
+
+@exporting
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        False,
+        pytest.param(True, marks=[pytest.mark.slow, pytest.mark.skipif(bool(find_obstacle(True)), reason="no g++")]),
+    ],
+)
+def test_pt2_is_what_the_predictor_reads(tmp_path: Path, compiled: bool) -> None:
+    lines: list[str] = []
+    network = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).eval()
+    folder = export(lambda: network, tmp_path, "m", [4], file_format="pt2", compiled=compiled, report=lines.append)
+    assert read_config(folder).platform == "torch_aoti"
+    assert [path.name for path in (folder / "1").iterdir()] == ["model.pt2"]
+    assert lines == [f"{'compiled' if compiled else 'exported'}; equal to the model at 1 and 2 rows"]
+    rows = np.ones((3, 4), np.float32)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(rows)).numpy()
+    assert np.allclose(served(tmp_path, "m").execute({"INPUT__0": rows})["OUTPUT__0"], expected, atol=1e-5)
+
+
+@exporting
+def test_what_cannot_be_exported_says_what_to_try(tmp_path: Path) -> None:
+    class Branches(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if bool(x.sum() > 0) else -x
+
+    with pytest.raises(ExportError, match=r"torch\.export refuses the model: .*; try --format torchscript"):
+        export(Branches, tmp_path, "m", [4], file_format="pt2", compiled=False)
+    assert not (tmp_path / "m").exists()
+
+
+def test_describe_prints_the_configuration_of_what_is_there(tmp_path: Path) -> None:
+    export(CifarNet, tmp_path, "net", [3, 32, 32])
+    configured = describe(tmp_path / "net")
+    (tmp_path / "net" / "config.pbtxt").unlink()
+    for path in (tmp_path, tmp_path / "net", tmp_path / "net" / "1" / "model.pt"):
+        text = describe(path)
+        found = text_format.Parse(text, proto.ModelConfig())
+        assert (found.max_batch_size, list(found.input[0].dims), list(found.output[0].dims)) == (8, [3, 32, 32], [10])
+    assert configured.replace("INPUT__0", "x") == describe(tmp_path / "net")
+
+
+def test_describe_on_the_command_line(tmp_path: Path) -> None:
+    export(CifarNet, tmp_path, "net", [3, 32, 32])
+    result = CliRunner().invoke(command, ["--describe", str(tmp_path / "net" / "1" / "model.pt")])
+    assert result.exit_code == 0
+    assert 'platform: "pytorch_libtorch"' in result.stdout
+    (tmp_path / "net" / "1" / "model.pt").write_text("nothing")
+    result = CliRunner().invoke(command, ["--describe", str(tmp_path / "net" / "1" / "model.pt")])
+    assert result.exit_code == 1
+    assert "failed to load model" in result.output
+
+
+def test_describing_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="holds no model"):
+        describe(tmp_path)
+
+
+def test_the_command_line_says_what_is_missing() -> None:
+    result = CliRunner().invoke(command, ["some:factory"])
+    assert result.exit_code == 2
+    assert "or --describe PATH alone" in result.output

@@ -21,7 +21,7 @@ CONFIG = "model_name: cifar10\nimage: {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.
 
 
 def test_the_plan_joins_both_sides_by_a_private_socket(tmp_path: Path) -> None:
-    made = plan("c.yaml", ["a", "b"], tmp_path, Ports(8080, 8000, 8002), "info")
+    made = plan("c.yaml", ["a", "b"], tmp_path, Ports(8080, 8000, 8001, 8002), "info")
     socket = str(tmp_path / "predictor.sock")
     assert made.predictor[1:7] == ["-m", "torchscript_predictor", "--model-repository", "a", "--model-repository", "b"]
     assert made.predictor[made.predictor.index("--http-unix-socket") + 1] == socket
@@ -42,7 +42,16 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def up(repository: Path, log: Path, config: str = "transformer.yaml") -> Iterator[Process]:
     port = free_port()
     arguments = ["-m", "tandem", "up", str(repository / config), "--model-repository", str(repository / "models")]
-    ports = ["--http-port", str(port), "--predictor-http-port", "0", "--metrics-port", "0"]
+    ports = [
+        "--http-port",
+        str(port),
+        "--predictor-http-port",
+        "0",
+        "--predictor-grpc-port",
+        "0",
+        "--metrics-port",
+        "0",
+    ]
     running = Process([*arguments, *ports], port, log)
     try:
         yield running

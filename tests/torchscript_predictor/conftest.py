@@ -107,9 +107,8 @@ def serve(repository: RepositoryWriter) -> Callable[..., None]:
 
     def run(scenario: Scenario, backend: Callable[[], Backend] = TorchScriptBackend, **options: Any) -> None:
         async def main() -> None:
-            plane = PredictorDataPlane(
-                ModelRepository([repository.path]), backend, allowance=CpuAllowance(1.0), **options
-            )
+            options.setdefault("allowance", CpuAllowance(1.0))
+            plane = PredictorDataPlane(ModelRepository([repository.path]), backend, **options)
             await plane.start()
             try:
                 await plane.loaded()

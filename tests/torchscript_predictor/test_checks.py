@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oip.errors import InvalidArgument, Unsupported
+from oip.errors import InvalidArgument
 from oip.messages import InferenceRequest, RequestedOutput
 from oip.tensors import Tensor
 from torchscript_predictor.checks import RequestChecker
@@ -84,13 +84,6 @@ def test_exactly_fitting_shapes_pass(batch_a, batch_b, fixed, variable):
         assert fits
 
 
-def test_shared_memory_is_refused():
-    tensor = zeros("A", 1, 2, 1)
-    shared = Tensor("A", "FP32", tensor.shape, tensor.array, {"shared_memory_region": "r"})
-    with pytest.raises(Unsupported, match="input 'A': the shared memory extensions are not served"):
-        checker().inputs(request(shared, zeros("B", 1, 1)))
-
-
 @pytest.mark.parametrize(
     ("outputs", "names"),
     [((), ("Y", "Z")), (("Z",), ("Z",)), (("Z", "Y"), ("Z", "Y"))],
@@ -111,12 +104,3 @@ def test_outputs_refused(outputs, error, message):
     with pytest.raises(error) as caught:
         checker().outputs(request(outputs=tuple(RequestedOutput(name) for name in outputs)))
     assert caught.value.message == message
-
-
-@pytest.mark.parametrize(
-    ("parameter", "message"),
-    [("classification", "the classification extension is not served"), ("shared_memory_region", "shared memory")],
-)
-def test_output_extensions_that_are_not_served(parameter, message):
-    with pytest.raises(Unsupported, match=message):
-        checker().outputs(request(outputs=(RequestedOutput("Y", parameters={parameter: 1}),)))

@@ -1,17 +1,21 @@
 """The predictor's data plane over real TorchScript."""
 
 import asyncio
+import threading
 import time
+from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from oip.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable, Unsupported
+from oip.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
 from oip.messages import InferenceRequest, RequestedOutput, TensorMetadata
 from oip.server.data_plane import RequestContext
 from oip.tensors import Tensor
+from torchscript_predictor.backends.torchscript import TorchScriptBackend
+from torchscript_predictor.threads import CpuAllowance
 
 
 class Slow(nn.Module):
@@ -31,9 +35,11 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-def ask(model, version="", outputs=(), id="", **arrays):
+def ask(model, version="", outputs=(), id="", parameters=None, **arrays):
     tensors = tuple(Tensor.of(name, np.asarray(array, np.float32)) for name, array in arrays.items())
-    return InferenceRequest(model, tensors, tuple(map(RequestedOutput, outputs)), version, id)
+    return InferenceRequest(
+        model, tensors, tuple(map(RequestedOutput, outputs)), version, id, parameters=parameters or {}
+    )
 
 
 def test_an_inference(repository, serve, nets, config_text):
@@ -64,7 +70,10 @@ def test_metadata_and_configuration(repository, serve, nets, config_text):
     async def scenario(plane):
         server = plane.server_metadata()
         assert server.name == "tandem"
-        assert server.extensions == ("binary_tensor_data", "model_configuration", "parameters")
+        assert server.extensions == (
+            *("binary_tensor_data", "classification", "logging", "model_configuration", "model_repository"),
+            *("parameters", "schedule_policy", "statistics", "trace"),
+        )
         assert plane.model_names() == ["m"]
         metadata = plane.model_metadata("m")
         assert metadata.versions == ("1", "2")
@@ -107,8 +116,8 @@ def test_versions(repository, serve, config_text):
         (ask("m", INPUT__0=[[1, 1]] * 5), InvalidArgument),
         (ask("m", outputs=("x",), INPUT__0=[[1, 1]]), InvalidArgument),
         (
-            InferenceRequest("m", (), (RequestedOutput("OUTPUT__0", parameters={"classification": 3}),)),
-            Unsupported,
+            InferenceRequest("m", (), (RequestedOutput("OUTPUT__0", parameters={"classification": -3}),)),
+            InvalidArgument,
         ),
         (ask("m", INPUT__0=[[1, -1]]), Internal),
         (ask("broken", INPUT__0=[[1, 1]]), Unavailable),
@@ -208,5 +217,138 @@ def test_many_instances_answer_many_callers_right(repository, serve, nets, confi
                 assert response.outputs[0].array.tolist() == [[value * 2, -value * 2]]
 
         await asyncio.gather(*(caller(number) for number in range(16)))
+
+    serve(scenario)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instances", [1, 2])
+def test_64_clients_with_500_inputs_each_get_their_own_answers_from_batches(
+    repository, serve, nets, config_text, instances
+):
+    more = f"dynamic_batching {{ }} instance_group {{ count: {instances} kind: KIND_CPU }}"
+    repository.add("m", nets.Double(), config_text(max_batch_size=16, more=more))
+
+    async def scenario(plane):
+        async def client(number):
+            for step in range(500):
+                value = number * 500 + step
+                rows = 1 + value % 3
+                response = await plane.infer(ask("m", INPUT__0=[[value, -value]] * rows), RequestContext())
+                assert response.outputs[0].array.tolist() == [[value * 2, -value * 2]] * rows
+
+        await asyncio.gather(*(client(number) for number in range(64)))
+
+    serve(scenario)
+
+
+def test_what_fails_in_a_batch_fails_alone(repository, serve, nets, config_text):
+    repository.add("m", nets.Picky(), config_text(max_batch_size=16, more="dynamic_batching { }"))
+
+    async def scenario(plane):
+        requests = [ask("m", INPUT__0=[[4, -1 if number % 5 == 3 else 9]]) for number in range(20)]
+        answers = await asyncio.gather(
+            *(plane.infer(request, RequestContext()) for request in requests), return_exceptions=True
+        )
+        for number, answer in enumerate(answers):
+            if number % 5 == 3:
+                assert isinstance(answer, Internal)
+                assert "negative input" in answer.message
+            else:
+                assert answer.outputs[0].array.tolist() == [[2, 3]]
+
+    serve(scenario)
+
+
+class Backed:
+    """Loads TorchScript models that note, at every execution, their thread's settings and who else executes."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.executing = 0
+        self.most = 0
+        self.settings = defaultdict(set)
+
+    def __call__(self):
+        self.backend = TorchScriptBackend()
+        return self
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def load(self, path, config, *arguments):
+        model = self.backend.load(path, config, *arguments)
+        plain = model.execute
+
+        def execute(inputs):
+            threads = torch.get_num_threads()
+            with self.lock:
+                self.settings[config.name].add((threading.current_thread().name, threads))
+                self.executing += threads
+                self.most = max(self.most, self.executing)
+            try:
+                return plain(inputs)
+            finally:
+                with self.lock:
+                    self.executing -= threads
+
+        model.execute = execute
+        return model
+
+
+def test_each_models_threads_are_set_and_together_they_stay_within_the_cpus(repository, serve, config_text):
+    def threads(count):
+        return f'parameters {{ key: "INTRA_OP_THREAD_COUNT" value {{ string_value: "{count}" }} }}'
+
+    repository.add("one", Slow(), config_text(more=threads(1)))
+    repository.add("two", Slow(), config_text(more=threads(2)))
+    repository.add("many", Slow(), config_text(more="instance_group { count: 4 kind: KIND_CPU }"))
+    backed = Backed()
+
+    async def scenario(plane):
+        requests = [ask(name, INPUT__0=[[50, 0]]) for name in ("one", "two", "many", "many", "many", "many") * 10]
+        await asyncio.gather(*(plane.infer(request, RequestContext()) for request in requests))
+
+    serve(scenario, backed, allowance=CpuAllowance(2.0), load_threads=1)
+    served = {
+        name: {(thread, count) for thread, count in found if not thread.startswith("load_")}
+        for name, found in backed.settings.items()
+    }
+    assert served == {
+        "one": {("one_0_0", 1)},
+        "two": {("two_0_0", 2)},
+        "many": {(f"many_0_{number}", 1) for number in range(4)},
+    }
+    assert backed.most == 2
+
+
+def test_priority_is_a_parameter_of_the_request(repository, serve, config_text):
+    more = "dynamic_batching { priority_levels: 2 default_priority_level: 2 }"
+    repository.add("m", Slow(), config_text(max_batch_size=1, more=more))
+
+    async def scenario(plane):
+        done = []
+
+        async def caller(name, work=1, **parameters):
+            await plane.infer(ask("m", parameters=parameters, INPUT__0=[[work, 0]]), RequestContext())
+            done.append(name)
+
+        await asyncio.gather(caller("first", 20_000), caller("low"), caller("late", priority=1))
+        assert done.index("late") < done.index("low")
+        with pytest.raises(InvalidArgument, match="parameter 'priority' must be"):
+            await caller("wrong", priority="high")
+
+    serve(scenario)
+
+
+def test_a_queue_policys_timeout(repository, serve, config_text):
+    more = "dynamic_batching { default_queue_policy { default_timeout_microseconds: 100000 } }"
+    repository.add("m", Slow(), config_text(max_batch_size=1, more=more))
+
+    async def scenario(plane):
+        asked = [plane.infer(ask("m", INPUT__0=[[40_000, 0]]), RequestContext()) for _ in range(2)]  # 0.3 s each
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        late = [answer for answer in answers if isinstance(answer, Unavailable)]
+        assert [error.message for error in late] == ["Request timeout expired"]
 
     serve(scenario)

@@ -16,7 +16,7 @@ from rich.console import Console
 from torchscript_predictor.report import models_table
 from torchscript_predictor.states import ModelState, ModelStatus
 
-COMMAND = [sys.executable, "-m", "torchscript_predictor", "--http-port=0", "--metrics-port=0"]
+COMMAND = [sys.executable, "-m", "torchscript_predictor", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def process(*arguments):
     try:
         for line in running.stderr:
             message = json.loads(line)["message"]
-            found = re.search(r"serving at (http://\S+)", message)
+            found = re.search(r"serving at (http://[^\s,]+)", message)
             if found:
                 yield running, found[1]
                 return
@@ -87,7 +87,8 @@ def test_without_exit_on_error_the_others_are_served(repository, nets):
 
 
 @pytest.mark.parametrize(
-    ("folder", "message"), [("none", "does not exist"), (".", "holds no model; expected <repository>/<model>/config")]
+    ("folder", "message"),
+    [("none", "does not exist"), (".", "holds no model; expected <repository>/<model>/<version>/model.pt")],
 )
 def test_a_repository_without_models_is_refused_at_once(tmp_path, folder, message):
     result = subprocess.run(

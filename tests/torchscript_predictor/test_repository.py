@@ -41,10 +41,10 @@ def test_versions_are_numbers_from_1_without_leading_zeros(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("folder", "message"),
-    [("absent", "does not exist"), ("file", "is a file"), ("m", "is itself a model")],
+    [("absent", "does not exist"), ("file", "is a file")],
 )
 def test_a_repository_that_is_none(tmp_path, folder, message):
-    make(tmp_path, files=["file", "m/config.pbtxt"])
+    make(tmp_path, files=["file"])
     with pytest.raises(RepositoryError, match=message):
         ModelRepository([tmp_path / folder])
 
@@ -58,15 +58,13 @@ def test_config_text_is_utf_8(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "m/config.pbtxt does not exist"),
         (b"a\xff", "m/config.pbtxt is not UTF-8 text: byte 1 is 0xff"),
         (b"#" * (1 << 20) + b"#", "m/config.pbtxt is longer than 1048576 bytes"),
     ],
 )
 def test_config_text_that_cannot_be_read(tmp_path, content, message):
     make(tmp_path, "m")
-    if content is not None:
-        (tmp_path / "m/config.pbtxt").write_bytes(content)
+    (tmp_path / "m/config.pbtxt").write_bytes(content)
     with pytest.raises(RepositoryError) as caught:
         only(tmp_path, "m").config_text()
     assert str(caught.value).startswith(message)

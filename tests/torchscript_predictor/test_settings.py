@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from oip.server.flags import settings_command
+from oip.server.settings import GrpcSettings
 from torchscript_predictor.settings import NO_EFFECT, PredictorSettings
 
 TRITON_FLAGS = """
@@ -67,6 +68,23 @@ def test_triton_s_spellings():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "name", "python", "strict"),
+    [
+        ([], None, False, False),
+        (["--model-name=mine"], "mine", False, False),
+        (["--allow-python-models"], None, True, False),
+        (["--disable-auto-complete-config"], None, False, True),
+        (["--strict-model-config=true"], None, False, True),
+        (["--strict-model-config=false"], None, False, False),
+    ],
+)
+def test_what_models_may_be(arguments, name, python, strict):
+    settings, _ = parse("--model-repository=m", *arguments)
+    found = (settings.model_name, settings.allow_python_models, settings.disable_auto_complete_config)
+    assert found == (name, python, strict)
+
+
+@pytest.mark.parametrize(
     ("arguments", "models"),
     [
         (["--model-control-mode=explicit"], []),
@@ -83,16 +101,14 @@ def test_models_at_start(arguments, models):
 @pytest.mark.parametrize(
     ("arguments", "warning"),
     [
-        (["--grpc-port=9001"], "--grpc-port has no effect: gRPC is not served"),
-        (["--repository-poll-secs=5"], "the repository is not polled"),
-        (["--model-control-mode=poll"], "later changes need a restart"),
-        (["--model-control-mode=explicit"], "there are no load and unload routes"),
+        (["--repository-poll-secs=5"], ["--repository-poll-secs has no effect without --model-control-mode poll"]),
+        (["--repository-poll-secs=5", "--model-control-mode=poll"], []),
+        (["--model-control-mode=explicit", "--allow-client-shm"], []),
     ],
 )
 def test_what_does_not_happen_is_said(arguments, warning):
     settings, _ = parse("--model-repository=m", *arguments)
-    [found] = settings.warnings()
-    assert warning in found
+    assert settings.warnings() == warning
 
 
 @pytest.mark.parametrize(
@@ -101,13 +117,18 @@ def test_what_does_not_happen_is_said(arguments, warning):
         ([], "--model-repository"),
         (["--model-repository=m", "--http-restricted-api=health:key=value"], "access is not restricted here"),
         (["--model-repository=m", "--grpc-restricted-protocol=health:k=v"], "access is not restricted here"),
-        (["--model-repository=m", "--allow-http=false"], "HTTP is the one protocol served"),
+        (["--model-repository=m", "--allow-http=false"], "HTTP cannot be switched off"),
         (["--model-repository=m", "--load-model=a"], "--load-model needs --model-control-mode explicit"),
         (
             ["--model-repository=m", "--model-control-mode=explicit", "--load-model=*", "--load-model=a"],
             "--load-model * stands alone",
         ),
         (["--model-repository=m", "--http-port=8002"], "--http-port and --metrics-port are both 8002"),
+        (["--model-repository=m", "--grpc-port=8000"], "--http-port and --grpc-port are both 8000"),
+        (["--model-repository=m", "--grpc-use-ssl"], "needs --grpc-server-cert and --grpc-server-key"),
+        (["--model-repository=m", "--grpc-use-ssl-mutual"], "--grpc-use-ssl-mutual needs --grpc-use-ssl"),
+        (["--model-repository=m", "--grpc-server-cert=c"], "TLS is not on; add --grpc-use-ssl"),
+        (["--model-repository=m", "--grpc-max-message-bytes=2147483648"], "--grpc-max-message-bytes"),
         (["--model-repository=m", "--model-control-mode=maybe"], "--model-control-mode"),
         (["--model-repositry=m"], "--model-repository"),
     ],
@@ -131,6 +152,45 @@ def test_a_flag_without_effect_is_warned_about_unless_it_asks_for_what_happens_a
     settings, _ = parse("--model-repository=m", f"{name}={odd}")
     assert settings is not None
     assert flag.why in caplog.text
+
+
+def test_grpc_listens_where_http_does_unless_told_otherwise():
+    settings, _ = parse("--model-repository=m", "--http-address=127.0.0.1")
+    assert (settings.grpc_settings().address, settings.grpc_settings().port) == ("127.0.0.1", 8001)
+    settings, _ = parse("--model-repository=m", "--grpc-address=::1", "--grpc-port=9", "--reuse-grpc-port")
+    made = settings.grpc_settings()
+    assert (made.address, made.port, made.reuse_port, made.max_message_bytes) == ("::1", 9, True, 0)
+    settings, _ = parse("--model-repository=m", "--allow-grpc=false", "--http-port=8001")
+    assert settings.grpc_settings() is None
+
+
+def test_triton_s_grpc_flags_are_honoured():
+    settings, _ = parse(
+        "--model-repository=m",
+        *("--grpc-use-ssl=true", "--grpc-server-cert=c", "--grpc-server-key=k"),
+        *("--grpc-use-ssl-mutual=1", "--grpc-root-cert=r", "--grpc-infer-response-compression-level=high"),
+        *("--grpc-keepalive-time=5", "--grpc-keepalive-timeout=6", "--grpc-keepalive-permit-without-calls=1"),
+        *("--grpc-http2-max-pings-without-data=7", "--grpc-http2-max-ping-strikes=8"),
+        *("--grpc-http2-min-recv-ping-interval-without-data=9", "--grpc-max-message-bytes=2147483647"),
+        *("--grpc-max-connection-age=10", "--grpc-max-connection-age-grace=11"),
+    )
+    assert settings.grpc_settings() == GrpcSettings(
+        port=8001,
+        address="0.0.0.0",
+        max_message_bytes=2147483647,
+        response_compression="high",
+        keepalive_milliseconds=5,
+        keepalive_timeout_milliseconds=6,
+        keepalive_without_calls=True,
+        max_pings_without_data=7,
+        max_ping_strikes=8,
+        min_ping_interval_milliseconds=9,
+        max_connection_age_milliseconds=10,
+        max_connection_age_grace_milliseconds=11,
+        tls_certificate="c",
+        tls_key="k",
+        tls_client_roots="r",
+    )
 
 
 def test_settings_do_not_change():

@@ -1,14 +1,18 @@
 """Intra-op threads: the decision, and what the machine says."""
 
+import threading
+
 import pytest
 
 from torchscript_predictor.threads import (
     CpuAllowance,
+    ExecutionLimit,
     calm_openmp,
     cgroup_quota,
     intra_op_threads,
     is_share,
     read_allowance,
+    thread_warnings,
 )
 
 
@@ -22,6 +26,9 @@ from torchscript_predictor.threads import (
         (None, CpuAllowance(1.5), 1, 1),
         (None, CpuAllowance(0.5), 4, 1),
         (None, CpuAllowance(2.0), 0, 2),
+        (16, CpuAllowance(8.0), 1, 8),  # never more than there are CPUs
+        (None, CpuAllowance(2.5, 64), 1, 2),
+        (2, CpuAllowance(0.5), 1, 1),
     ],
 )
 def test_decision(parameter, allowance, instances, threads):
@@ -100,3 +107,74 @@ def test_only_a_share_is_open_to_change(parameter, variable, expected):
 def test_idle_threads_sleep_unless_somebody_said_otherwise(environment, policy):
     calm_openmp(environment)
     assert environment["OMP_WAIT_POLICY"] == policy
+
+
+@pytest.mark.parametrize(
+    ("parameter", "allowance", "instances", "warning"),
+    [
+        (None, CpuAllowance(2.0), 8, None),
+        (2, CpuAllowance(4.0), 2, None),
+        (
+            8,
+            CpuAllowance(2.0),
+            1,
+            "INTRA_OP_THREAD_COUNT is 8, more than the CPUs that this process may use: it gets 2",
+        ),
+        (None, CpuAllowance(2.0, 3), 1, "OMP_NUM_THREADS or MKL_NUM_THREADS is 3, more than"),
+        (2, CpuAllowance(5.0), 3, "with 3 instances on 5 CPUs: at most 2 of them execute at a time"),
+    ],
+)
+def test_what_was_asked_for_in_vain_is_said(parameter, allowance, instances, warning):
+    warnings = thread_warnings(parameter, allowance, instances)
+    assert len(warnings) == (warning is not None)
+    assert all(warning in each for each in warnings)
+
+
+class Execution(threading.Thread):
+    """Holds some threads of a limit until told to end."""
+
+    def __init__(self, limit, threads):
+        super().__init__(daemon=True)
+        self.limit, self.threads = limit, threads
+        self.executes, self.end = threading.Event(), threading.Event()
+        self.start()
+
+    def run(self):
+        with self.limit.held(self.threads):
+            self.executes.set()
+            self.end.wait(5)
+
+    def finish(self):
+        self.end.set()
+        self.join(5)
+
+
+def until_waiting(limit, executions):
+    while f"{executions} executions wait" not in repr(limit):
+        pass
+
+
+def test_the_limit_is_kept_and_a_wide_execution_is_not_overtaken():
+    limit = ExecutionLimit(3)
+    first = Execution(limit, 2)
+    assert first.executes.wait(5)
+    wide = Execution(limit, 3)
+    until_waiting(limit, 1)
+    narrow = Execution(limit, 1)  # would fit, but came later
+    until_waiting(limit, 2)
+    assert repr(limit) == "<ExecutionLimit: 2 of 3 threads execute, 2 executions wait>"
+    first.finish()
+    assert wide.executes.wait(5)
+    assert not narrow.executes.is_set()
+    wide.finish()
+    assert narrow.executes.wait(5)
+    narrow.finish()
+    assert repr(limit) == "<ExecutionLimit: 0 of 3 threads execute, 0 executions wait>"
+
+
+def test_an_execution_wider_than_the_limit_has_it_to_itself():
+    limit = ExecutionLimit(2)
+    with limit.held(5):
+        assert repr(limit) == "<ExecutionLimit: 2 of 2 threads execute, 0 executions wait>"
+        with limit.held(0):  # what computes elsewhere
+            pass

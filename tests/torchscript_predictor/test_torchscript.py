@@ -1,5 +1,6 @@
 """The TorchScript backend: real modules, numpy in, numpy out."""
 
+import dataclasses
 import threading
 from typing import NamedTuple
 
@@ -57,14 +58,19 @@ class Number(nn.Module):
         return 3
 
 
-class ListOfTensors(nn.Module):
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return [x]
+class BigNumber(nn.Module):
+    def forward(self, x: torch.Tensor) -> int:
+        return 300
 
 
-class TupleWithDict(nn.Module):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return x, {"a": x}
+class Nothing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor | None:
+        return None
+
+
+class DictOut(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": x, "z": x + 1}
 
 
 class Argmax(nn.Module):
@@ -262,7 +268,22 @@ def test_a_later_execution_does_not_change_an_earlier_answer(load):
         ),
         (Complex(), {}, InvalidArgument, "model provides torch.complex64"),
         (Strings(), {"data_type": "TYPE_STRING", "output_type": "TYPE_FP32"}, InvalidArgument, "provides TYPE_STRING"),
-        (Scalar(), {}, InvalidArgument, "output 'OUTPUT__0' is a scalar which is not supported."),
+        (
+            Scalar(),
+            {"max_batch_size": 4, "rows": 2},
+            InvalidArgument,
+            "output 'OUTPUT__0' of model 'm' is a scalar, but the batch has 2 rows; set max_batch_size: 0",
+        ),
+        (
+            Nothing(),
+            {},
+            InvalidArgument,
+            "configuration expects datatype TYPE_FP32 for output 'OUTPUT__0', model provides N",
+        ),
+        (Number(), {}, InvalidArgument, "model provides TYPE_INT64"),
+        (Number(), {"output_type": "TYPE_BOOL"}, InvalidArgument, "model provides TYPE_INT64"),
+        (BigNumber(), {"output_type": "TYPE_INT8"}, InvalidArgument, "is a number that TYPE_INT8 cannot hold"),
+        (DictOut(), {"outputs": ("nope",)}, InvalidArgument, "model 'm' gives no result 'nope'; its results are y, z"),
         (
             Scalar(),
             {"outputs": ("OUTPUT__2",)},
@@ -270,14 +291,13 @@ def test_a_later_execution_does_not_change_an_earlier_answer(load):
             "The output OUTPUT__2 in the model configuration refers to an output index which doesn't exist. "
             "This model has 1 outputs",
         ),
-        (Number(), {}, Internal, "PyTorch execute failure: output must be of type Tensor, List[str] or Tuple"),
-        (ListOfTensors(), {}, Internal, "received List[Tensor]"),
-        (TupleWithDict(), {}, Internal, "output at index 1 must be of type Tensor or List[str], received Dict"),
     ],
 )
 def test_results_that_do_not_fit(load, module, options, error, message):
+    rows = options.get("rows", 1)
+    options = {key: value for key, value in options.items() if key != "rows"}
     model = load(module, **{"dims": "[ -1 ]", **options})
-    array = bytes_array(["a"], (1,)) if options.get("data_type") == "TYPE_STRING" else np.zeros((1, 1), np.float32)
+    array = bytes_array(["a"], (1,)) if options.get("data_type") == "TYPE_STRING" else np.zeros((rows, 1), np.float32)
     with pytest.raises(error) as caught:
         model.execute({"INPUT__0": array})
     assert message in caught.value.message
@@ -313,10 +333,13 @@ def test_optimized_execution_is_disabled_for_the_execution_alone(load, nets, mon
     more = 'parameters { key: "DISABLE_OPTIMIZED_EXECUTION" value { string_value: "true" } }'
     model = load(nets.Double(), more=more)
     seen = []
-    module = model._module
-    monkeypatch.setattr(
-        model, "_module", lambda *args: seen.append(torch._C._get_graph_executor_optimize()) or module(*args)
-    )
+    call = model._program.call
+
+    def watched(*arguments):
+        seen.append(torch._C._get_graph_executor_optimize())
+        return call(*arguments)
+
+    monkeypatch.setattr(model, "_program", dataclasses.replace(model._program, call=watched))
     model.execute({"INPUT__0": floats(1, 2)})
     assert seen == [False]
     assert torch._C._get_graph_executor_optimize()

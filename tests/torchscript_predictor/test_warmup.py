@@ -10,7 +10,7 @@ from torchscript_predictor import warmup
 from torchscript_predictor.backends import LoadError
 from torchscript_predictor.model_config import parse_model_config
 from torchscript_predictor.repository import RepositoryError
-from torchscript_predictor.warmup import sample_inputs, threads_that_pay, warm_up
+from torchscript_predictor.warmup import sample_inputs, settled, threads_that_pay, warm_up
 
 OUTPUT = 'output { name: "y" data_type: TYPE_FP32 dims: 1 }\n'
 
@@ -36,6 +36,11 @@ class FakeModel:
         return [inputs["x"].shape for inputs in self.executed]
 
 
+def still():
+    """A clock that stands: every run is as fast as the one before."""
+    return 0.0
+
+
 def config(text, max_batch_size=0):
     return parse_model_config(f"max_batch_size: {max_batch_size}\n{OUTPUT}{text}", "m")
 
@@ -50,34 +55,66 @@ def no_file(name):
 
 def test_automatic_warm_up_runs_zeros_at_1_and_at_the_largest_batch():
     model = FakeModel()
-    warm_up(model, config(x("[ 2, -1 ]"), max_batch_size=4), no_file)
+    warm_up(model, config(x("[ 2, -1 ]"), max_batch_size=4), no_file, still)
     assert model.shapes() == [(1, 2, 1)] * 3 + [(4, 2, 1)] * 3
     assert not any(inputs["x"].any() for inputs in model.executed)
     assert model.executed[0]["x"].dtype == np.float32
 
 
+def test_preferred_batch_sizes_are_warmed_up_too(caplog):
+    model = FakeModel(lambda inputs: Internal("not three") if len(inputs["x"]) == 3 else None)
+    text = x("[ 2 ]") + "dynamic_batching { preferred_batch_size: [ 3, 2 ] }"
+    warm_up(model, config(text, max_batch_size=4), no_file, still)
+    assert model.shapes() == [(1, 2)] * 3 + [(2, 2)] * 3 + [(3, 2)] + [(4, 2)] * 3
+    assert "model m fails at preferred_batch_size 3: not three" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "enough"),
+    [
+        ([], False),
+        ([1.0, 1.0], False),  # the profiling executor has not optimised yet
+        ([9.0, 8.0, 1.0], False),
+        ([9.0, 8.0, 1.0, 0.9], True),
+        ([1.0, 1.0, 1.0], True),
+        ([1.0, 1.0, 1.5], False),
+        ([1.0, 2.0] * 5, True),  # a busy machine never settles
+    ],
+)
+def test_when_timings_have_settled(seconds, enough):
+    assert settled(seconds) is enough
+
+
+def test_a_model_is_run_until_its_timings_settle():
+    seconds = iter([10.0, 5.0, 1.0, 1.1, 99.0])
+    now = [0.0]
+    model = FakeModel(lambda inputs: now.__setitem__(0, now[0] + next(seconds)))
+    warm_up(model, config(x("[ 2 ]")), no_file, lambda: now[0])
+    assert len(model.executed) == 4
+
+
 def test_without_batching_there_is_one_shape():
     model = FakeModel()
-    warm_up(model, config(x("[ 2 ]")), no_file)
+    warm_up(model, config(x("[ 2 ]")), no_file, still)
     assert model.shapes() == [(2,)] * 3
 
 
 def test_a_slow_model_is_not_run_at_the_largest_batch(monkeypatch):
     monkeypatch.setattr(warmup, "MAX_AUTOMATIC_SECONDS", -1.0)
     model = FakeModel()
-    warm_up(model, config(x("[ 2 ]"), max_batch_size=64), no_file)
+    warm_up(model, config(x("[ 2 ]"), max_batch_size=64), no_file, still)
     assert model.shapes() == [(1, 2)] * 3
 
 
 def test_variable_dimensions_are_tried_as_a_picture_s():
     model = FakeModel(lambda inputs: Internal("too small") if inputs["x"].shape[-1] < 3 else None)
-    warm_up(model, config(x("[ 3, -1, -1 ]"), max_batch_size=1), no_file)
+    warm_up(model, config(x("[ 3, -1, -1 ]"), max_batch_size=1), no_file, still)
     assert model.shapes() == [(1, 3, 1, 1)] + [(1, 3, 224, 224)] * 3
 
 
 def test_strings_are_empty():
     model = FakeModel()
-    warm_up(model, config(x("[ 1 ]", "TYPE_STRING", "reshape { shape: [] }"), max_batch_size=2), no_file)
+    warm_up(model, config(x("[ 1 ]", "TYPE_STRING", "reshape { shape: [] }"), max_batch_size=2), no_file, still)
     assert model.executed[0]["x"].tolist() == [[b""]]
 
 
@@ -91,13 +128,13 @@ def test_strings_are_empty():
 )
 def test_automatic_warm_up_that_fails_is_logged_and_skipped(dims, error, words, caplog):
     caplog.set_level(logging.INFO)
-    warm_up(FakeModel(lambda inputs: error), config(x(dims)), no_file)
+    warm_up(FakeModel(lambda inputs: error), config(x(dims)), no_file, still)
     assert words in caplog.text
 
 
 def test_a_model_that_fails_at_its_largest_batch_is_warned_about(caplog):
     model = FakeModel(lambda inputs: Internal("one at a time") if len(inputs["x"]) > 1 else None)
-    warm_up(model, config(x("[ 2 ]"), max_batch_size=2), no_file)
+    warm_up(model, config(x("[ 2 ]"), max_batch_size=2), no_file, still)
     assert "model m fails at max_batch_size 2: one at a time" in caplog.text
 
 
@@ -111,7 +148,7 @@ def sample(entry, batch_size=1, count=0):
 def test_samples_run_as_often_as_they_say_instead_of_zeros():
     model = FakeModel()
     text = sample("data_type: TYPE_FP32 dims: 2 random_data: true", batch_size=3, count=2)
-    warm_up(model, config(x("[ 2 ]") + text, max_batch_size=4), no_file)
+    warm_up(model, config(x("[ 2 ]") + text, max_batch_size=4), no_file, still)
     assert model.shapes() == [(3, 2)] * 2
     assert model.executed[0]["x"].any()
 
@@ -123,7 +160,7 @@ def test_samples_run_as_often_as_they_say_instead_of_zeros():
 def test_a_failing_sample_fails_the_load(error, reason):
     text = sample("data_type: TYPE_FP32 dims: 2 zero_data: true")
     with pytest.raises(LoadError) as caught:
-        warm_up(FakeModel(lambda inputs: error), config(x("[ 2 ]") + text), no_file)
+        warm_up(FakeModel(lambda inputs: error), config(x("[ 2 ]") + text), no_file, still)
     assert str(caught.value) == f"failed to run warmup sample 'w': {reason}"
 
 

@@ -104,7 +104,8 @@ class HttpClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds),
             auto_decompress=True,
             cookie_jar=aiohttp.DummyCookieJar(),  # one caller's cookie must not travel with another's request
-            skip_auto_headers=("User-Agent",),
+            # tensors hardly shrink: no answer of a predictor is to be compressed for us
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
         )
 
     async def __aenter__(self) -> Self:

@@ -7,21 +7,25 @@ imports a generated module.
 """
 
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from typing import Any
 
 from google.protobuf import message_factory
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 
 PACKAGE = "inference"
 
 
+def files() -> list[FileDescriptorProto]:
+    """The descriptors of the package's files, each behind those that it depends on."""
+    return list(FileDescriptorSet.FromString((resources.files(__name__) / "inference.binpb").read_bytes()).file)
+
+
 @cache
 def _pool() -> DescriptorPool:
-    descriptor_set = FileDescriptorSet.FromString((files(__name__) / "inference.binpb").read_bytes())
     pool = DescriptorPool()
-    for file in descriptor_set.file:  # a file's dependencies stand before it
+    for file in files():
         pool.Add(file)
     return pool
 

@@ -1,17 +1,15 @@
 """The HTTP service: routes over a `DataPlane`, one door that every request passes, one error body.
 
-Knows aiohttp and the codec; knows no model and no picture.  The door (`_Door`) admits, names,
+Knows aiohttp and the codec; knows no model and no picture.  The door (`_door`) admits, names,
 times and counts a request, and turns whatever was raised into the error body; the handlers below
 it only translate between HTTP and the data plane.
 """
 
 import asyncio
 import logging
-import random
-import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import HttpVersion11, http_exceptions, web
@@ -19,7 +17,6 @@ from aiohttp import HttpVersion11, http_exceptions, web
 from oip import http_codec, json_text
 from oip.errors import (
     Cancelled,
-    DeadlineExceeded,
     ErrorCode,
     InferenceError,
     Internal,
@@ -28,54 +25,61 @@ from oip.errors import (
     NotFound,
     TooLarge,
     TooSlow,
-    Unavailable,
     UnsupportedMediaType,
     error_for_status,
 )
+from oip.messages import InferenceRequest
+from oip.raw_request import raw_request
+from oip.server.compression import answer_coding, compress
 from oip.server.data_plane import DataPlane, RequestContext
+from oip.server.door import (
+    ENVOY_TIMEOUT,
+    REQUEST_ID,
+    Admission,
+    check_version,
+    drop_if_late,
+    envoy_deadline,
+    infer_in_time,
+    new_request_id,
+    told,
+    until,
+    usable_request_id,
+)
+from oip.server.extensions import extensions_of
+from oip.server.http_extensions import extension_routes
 from oip.server.metrics import ServerMetrics
 from oip.server.settings import ServerSettings
+from oip.server.shared_outputs import output_places, put_outputs
 
 logger = logging.getLogger("tandem.access")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CONTEXT: web.RequestKey[RequestContext] = web.RequestKey("context", RequestContext)
 
-REQUEST_ID = "x-request-id"
-ENVOY_TIMEOUT = "x-envoy-expected-rq-timeout-ms"
-
-MAX_MESSAGE = 4000
-"""Characters of an error message that are sent."""
-
-SMALL_ANSWER = 32768
-"""Bytes that a socket takes at once: writing them cannot wait for the caller, so no clock is started."""
-
-_SAFE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-"""Printable, short, no line breaks: an id goes into headers and logs."""
-
-_MILLISECONDS = re.compile(r"[0-9]{1,15}")
-_VERSION = re.compile(r"[0-9]{1,18}")
 _ENCODINGS = ("", "identity", "gzip", "deflate")
+
+LONG_TO_COMPRESS = 65536
+"""Bytes; more than that are compressed in a thread."""
 
 
 class Http:
     """The aiohttp application over a data plane.
 
-    A process adds routes of its own with `add_routes`.  `draining` is set by the service once it has been
-    asked to stop.
+    A process adds routes of its own with `add_routes`.
     """
 
-    def __init__(self, plane: DataPlane, settings: ServerSettings, metrics: ServerMetrics) -> None:
+    def __init__(
+        self, plane: DataPlane, settings: ServerSettings, metrics: ServerMetrics, admission: Admission | None = None
+    ) -> None:
         self.plane = plane
         self.settings = settings
         self.metrics = metrics
-        self.draining = False
-        self.in_flight = 0
-        self._idle: asyncio.Future[None] | None = None
+        self.admission = admission or Admission(settings.max_in_flight)
         # The body limit is ours (`read_body`): aiohttp's own would count for request.read() alone.
         self.app = web.Application(middlewares=[self._door])
         metrics_route = web.get("/metrics", self._metrics_page)
-        self.add_routes([*self._v2_routes(), metrics_route])
+        self.extensions = extensions_of(plane)
+        self.add_routes([*self._v2_routes(), *extension_routes(self.extensions, self.read_body), metrics_route])
         self.metrics_app = web.Application(middlewares=[self._door])
         self.metrics_app.add_routes([metrics_route])
 
@@ -87,12 +91,6 @@ class Http:
                 for route in routes
             ]
         )
-
-    async def idle(self) -> None:
-        """Return once no request is in flight and every answer has been written."""
-        if self.in_flight:
-            self._idle = asyncio.get_running_loop().create_future()
-            await self._idle
 
     def refusal(self, status: int) -> web.Response:
         """The answer to what never became a request of a route: bytes that are no HTTP."""
@@ -111,25 +109,25 @@ class Http:
 
     @web.middleware
     async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        self.in_flight += 1
+        self.admission.enter()
         try:
             response = await self._answer(request, handler)
             await self._write(request, response)
             return response
         finally:
-            self.in_flight -= 1
-            if not self.in_flight and self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
+            self.admission.leave()
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The handler's answer or the error's, named, timed and counted."""
-        context = RequestContext(request_id(request), deadline(request), headers_of(request))
+        context = RequestContext(
+            usable_request_id(request.headers.get(REQUEST_ID, "")),
+            envoy_deadline(request.headers.get(ENVOY_TIMEOUT, "")),
+            headers_of(request),
+        )
         request[CONTEXT] = context
         try:
-            if self.in_flight > self.settings.max_in_flight and not _is_probe(request):
-                raise Unavailable(
-                    f"{self.settings.max_in_flight} requests are in flight, the limit; try again", retry_after_seconds=1
-                )
+            if not _is_probe(request):
+                self.admission.check()
             if context.deadline is None:
                 response = await handler(request)
             else:
@@ -149,7 +147,7 @@ class Http:
         response.headers["Server-Timing"] = context.stopwatch.header()
         response.headers[REQUEST_ID] = context.request_id
         response.headers["Server"] = "tandem"
-        if self.draining or not request.content.is_eof() or request.content.exception() is not None:
+        if self.admission.draining or not request.content.is_eof() or request.content.exception() is not None:
             # What is left of a body that nobody wanted, or that broke off, must not be taken for the next request.
             response.force_close()
         self.metrics.request(request.method, _route(request), response.status, context.stopwatch.laps)
@@ -159,18 +157,17 @@ class Http:
 
     async def _write(self, request: web.Request, response: web.StreamResponse) -> None:
         """Send the answer while the request still counts as in flight, so that a drain waits for it."""
-        with suppress(ConnectionError):  # the caller has gone; aiohttp notices by itself
-            if (response.content_length or 0) <= SMALL_ANSWER:
+        transport = request.transport
+        if transport is None:
+            return
+        # A bare timer, for it starts with every answer; asyncio.timeout costs several times as much.
+        clock = asyncio.get_running_loop().call_later(self.settings.body_timeout_seconds, transport.abort)
+        try:
+            with suppress(ConnectionError):  # the caller has gone; aiohttp notices by itself
                 await response.prepare(request)
                 await response.write_eof()
-                return
-            try:
-                async with asyncio.timeout(self.settings.body_timeout_seconds):
-                    await response.prepare(request)
-                    await response.write_eof()
-            except TimeoutError:
-                if request.transport is not None:
-                    request.transport.abort()
+        finally:
+            clock.cancel()
 
     # --- V2 -----------------------------------------------------------------------------------------------------------
 
@@ -197,12 +194,12 @@ class Http:
         return json_response({"live": live}, 200 if live else 503)
 
     async def _ready(self, request: web.Request) -> web.Response:
-        ready = self.plane.ready() and not self.draining
+        ready = self.plane.ready() and not self.admission.draining
         return json_response({"ready": ready}, 200 if ready else 503)
 
     async def _model_ready(self, request: web.Request) -> web.Response:
         name, version = _model_of(request)
-        ready = self.plane.model_ready(name, version) and not self.draining
+        ready = self.plane.model_ready(name, version) and not self.admission.draining
         return json_response({"name": name, "ready": ready}, 200 if ready else 503)
 
     async def _model_metadata(self, request: web.Request) -> web.Response:
@@ -216,21 +213,26 @@ class Http:
         name, version = _model_of(request)
         body = await self.read_body(request)
         context.stopwatch.lap("read")
-        inference = http_codec.decode_request(
-            body, request.headers.get(http_codec.HEADER_LENGTH), model_name=name, model_version=version
-        )
-        context.stopwatch.lap("decode")
-        timeout = _timeout_parameter(inference.parameters)
-        if timeout is None:
-            answer = await self.plane.infer(inference, context)
+        header_length = request.headers.get(http_codec.HEADER_LENGTH)
+        memory = self.extensions.shared_memory
+        if header_length is not None and header_length.strip("0") == "" != header_length:
+            inference = self._raw_request(body, name, version)
         else:
-            context.deadline = sooner(context.deadline, timeout)
-            async with until(timeout):
-                answer = await self.plane.infer(inference, context)
-        encoded = http_codec.encode_response(answer, inference)
-        response = web.Response(body=encoded.body(), headers=encoded.headers)
+            inference = http_codec.decode_request(
+                body, header_length, model_name=name, model_version=version, regions=memory.read
+            )
+        places = output_places(inference, memory) if inference.outputs else {}
+        context.stopwatch.lap("decode")
+        answer = await infer_in_time(self.plane, inference, context)
+        encoded = http_codec.encode_response(put_outputs(answer, places, memory) if places else answer, inference)
+        response = await _encoded(encoded, request.headers.get("Accept-Encoding", ""))
         context.stopwatch.lap("encode")
         return response
+
+    def _raw_request(self, body: bytearray, name: str, version: str) -> InferenceRequest:
+        metadata = self.plane.model_metadata(name, version)
+        batches = bool(self.plane.model_config(name, version).get("max_batch_size", 0))
+        return raw_request(body, metadata, batches=batches, model_version=version)
 
     async def _metrics_page(self, request: web.Request) -> web.Response:
         return web.Response(body=self.metrics.exposition(), headers={"Content-Type": self.metrics.content_type})
@@ -290,17 +292,6 @@ class Http:
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def request_id(request: web.Request) -> str:
-    """The caller's id where it sent a usable one, else a new one."""
-    given = request.headers.get(REQUEST_ID, "")
-    return given if given and _SAFE_REQUEST_ID.fullmatch(given) else new_request_id()
-
-
-def new_request_id() -> str:
-    """32 hexadecimal digits.  Unique, not secret: no call of the system's generator for each request."""
-    return f"{random.getrandbits(128):032x}"
-
-
 def headers_of(request: web.Request) -> dict[str, str]:
     """The headers with lower-case names; of one that repeats, the first."""
     headers: dict[str, str] = {}
@@ -309,62 +300,13 @@ def headers_of(request: web.Request) -> dict[str, str]:
     return headers
 
 
-def deadline(request: web.Request) -> float | None:
-    """The reading of the monotonic clock at which the caller stops waiting, from the proxy's header."""
-    value = request.headers.get(ENVOY_TIMEOUT, "")
-    if not _MILLISECONDS.fullmatch(value) or int(value) == 0:
-        return None  # Envoy: zero is no limit
-    return time.monotonic() + int(value) / 1000
-
-
-def drop_if_late(deadline: float | None) -> None:
-    """Spare the work that nobody waits for.
-
-    Raises:
-        DeadlineExceeded: the deadline has passed.
-    """
-    if deadline is not None and time.monotonic() >= deadline:
-        raise DeadlineExceeded("the deadline that came with the request passed before the answer was there")
-
-
-@asynccontextmanager
-async def until(deadline: float) -> AsyncIterator[None]:
-    """Cancel what is inside once the deadline has passed.
-
-    Raises:
-        DeadlineExceeded: it had to be cancelled, or was late before it began.
-    """
-    drop_if_late(deadline)
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()) as clock:
-            yield
-    except TimeoutError:
-        if clock.expired():
-            drop_if_late(deadline)
-        raise
-
-
 async def _not_yet(request: web.Request) -> None:
     """Leave `Expect: 100-continue` to `read_body`: a request that is refused must not be asked for its body."""
 
 
-def sooner(first: float | None, second: float | None) -> float | None:
-    """The earlier of two deadlines, None being none."""
-    return min((moment for moment in (first, second) if moment is not None), default=None)
-
-
-def _timeout_parameter(parameters: Any) -> float | None:
-    """The deadline in the V2 parameter `timeout` (microseconds, 0 for none)."""
-    timeout = parameters.get("timeout", 0)
-    if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
-        raise InvalidArgument(f"parameter 'timeout' must be a number of microseconds, got {timeout!r}")
-    return time.monotonic() + timeout / 1e6 if timeout else None
-
-
 def _model_of(request: web.Request) -> tuple[str, str]:
     version = request.match_info.get("version", "")
-    if version and not _VERSION.fullmatch(version):
-        raise InvalidArgument(f"a model version is a number, got {version[:40]!r}")
+    check_version(version)
     return request.match_info["name"], version
 
 
@@ -382,6 +324,17 @@ def _route(request: web.Request) -> str:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
+async def _encoded(encoded: http_codec.Encoded, accept: str) -> web.Response:
+    """An inference answer, compressed if the caller asked for it."""
+    body, headers = encoded.body(), encoded.headers
+    if accept and (coding := answer_coding(accept, len(body))):
+        headers |= {"Content-Encoding": coding, "Vary": "Accept-Encoding"}
+        # the loop is not held up by what takes milliseconds
+        long = len(body) > LONG_TO_COMPRESS
+        body = await asyncio.to_thread(compress, body, coding) if long else compress(body, coding)
+    return web.Response(body=body, headers=headers)
+
+
 def json_response(value: Any, status: int = 200) -> web.Response:
     """An answer of JSON; see `json_text.dumps` for what it may hold."""
     return web.Response(body=json_text.dumps(value), status=status, headers={"Content-Type": "application/json"})
@@ -389,9 +342,7 @@ def json_response(value: Any, status: int = 200) -> web.Response:
 
 def error_response(error: InferenceError, context: RequestContext, headers: Any = None) -> web.Response:
     """The one error body: what, where and what would be right; a code; the request; the instance at fault."""
-    # Cut, for it may quote what was sent; encoded, for odd bytes of a path arrive as lone surrogates.
-    message = error.message[:MAX_MESSAGE].encode(errors="replace").decode()
-    body: dict[str, Any] = {"error": message, "code": error.code.name, "request_id": context.request_id}
+    body: dict[str, Any] = {"error": told(error), "code": error.code.name, "request_id": context.request_id}
     if error.instance is not None:
         body["instance"] = error.instance
     response = json_response(body, error.code.http_status)

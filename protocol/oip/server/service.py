@@ -13,6 +13,7 @@ import signal
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import uvloop
 from aiohttp import web
@@ -20,9 +21,13 @@ from aiohttp import web
 from oip.server import logs
 from oip.server.connections import Runner
 from oip.server.data_plane import DataPlane
+from oip.server.door import Admission
 from oip.server.http import Http
 from oip.server.metrics import ServerMetrics
-from oip.server.settings import ServerSettings
+from oip.server.settings import GrpcSettings, ServerSettings
+
+if TYPE_CHECKING:
+    from oip.server.grpc import Grpc
 
 logger = logging.getLogger("tandem.service")
 
@@ -48,16 +53,20 @@ class Service:
         started: Callable[["Service"], Awaitable[int | None]] | None = None,
         metrics_port: int | None = None,
         tls: ssl.SSLContext | None = None,
+        grpc: GrpcSettings | None = None,
     ) -> None:
         self.plane = plane
         self.settings = settings
         self.metrics = metrics or ServerMetrics()
-        self.http = Http(plane, settings, self.metrics)
+        self.admission = Admission(settings.max_in_flight)
+        self.http = Http(plane, settings, self.metrics, self.admission)
         self.http.add_routes(routes(self.http))
         self.addresses: list[str] = []
         self._started = started
         self._metrics_port = metrics_port
         self._tls = tls
+        self._grpc_settings = grpc
+        self._grpc: Grpc | None = None
         self._stop = asyncio.Event()
         self._status = 0
 
@@ -100,16 +109,34 @@ class Service:
             sockets.push_async_callback(metrics_runner.cleanup)
             with _listening_on(f"port {self._metrics_port} of {settings.http_address}"):
                 await web.TCPSite(metrics_runner, settings.http_address, self._metrics_port).start()
+        # The slow one first and the Unix socket last: between them and the start of the data plane, which makes models
+        # known, nothing may take time, or a transformer that rides along would be told that its model does not exist.
+        grpc_port = await self._listen_for_grpc(self._grpc_settings, sockets) if self._grpc_settings else None
+        with _listening_on(f"port {settings.http_port} of {settings.http_address}"):
+            await web.TCPSite(runner, settings.http_address, settings.http_port, ssl_context=self._tls).start()
+        port = next(address[1] for address in runner.addresses if isinstance(address, tuple))
+        http = f"{'https' if self._tls else 'http'}://{_reachable(settings.http_address)}:{port}"
         if settings.http_unix_socket:
             # A socket that a killed process left at the path is replaced, any other file is not.
             with _listening_on(f"Unix socket {settings.http_unix_socket}"), _private():
                 await web.UnixSite(runner, settings.http_unix_socket).start()
             sockets.callback(settings.http_unix_socket.unlink, missing_ok=True)
             self.addresses.append(f"unix:{settings.http_unix_socket}")
-        with _listening_on(f"port {settings.http_port} of {settings.http_address}"):
-            await web.TCPSite(runner, settings.http_address, settings.http_port, ssl_context=self._tls).start()
-        port = next(address[1] for address in runner.addresses if isinstance(address, tuple))
-        self.addresses.append(f"{'https' if self._tls else 'http'}://{_reachable(settings.http_address)}:{port}")
+        self.addresses.append(http)
+        if self._grpc_settings:
+            self.addresses.append(f"grpc://{_reachable(self._grpc_settings.address)}:{grpc_port}")
+
+    async def _listen_for_grpc(self, settings: GrpcSettings, sockets: AsyncExitStack) -> int:
+        """The port that was opened; grpcio is loaded by a process that serves it alone."""
+        try:
+            from oip.server.grpc import Grpc
+        except ModuleNotFoundError as error:
+            raise CannotListen(f"gRPC: {error.name} is not installed; install tandem-serving[grpc]") from None
+        self._grpc = Grpc(self.plane, settings, self.settings, self.metrics, self.admission)
+        with _listening_on(f"port {settings.port} of {settings.address} for gRPC"):
+            port = await self._grpc.start()
+        sockets.push_async_callback(self._grpc.stop, 0)
+        return port
 
     async def _start(self) -> None:
         """Start the data plane while requests are answered already, then say so to whoever asked."""
@@ -126,22 +153,26 @@ class Service:
 
     async def _drain(self, runner: web.AppRunner) -> None:
         settings = self.settings
-        self.http.draining = True
+        self.admission.draining = True
         if settings.drain_delay_seconds and self._status == 0:
             logger.info("draining: not ready, still answering for %g s", settings.drain_delay_seconds)
             await asyncio.sleep(settings.drain_delay_seconds)
         for site in list(runner.sites):
             await site.stop()
+        # grpcio refuses new calls at once, and cuts off what is left when the same time is up.
+        grpc_stops = asyncio.ensure_future(self._grpc.stop(settings.exit_timeout_seconds)) if self._grpc else None
         try:
             async with asyncio.timeout(settings.exit_timeout_seconds):
-                await self.http.idle()
+                await self.admission.idle()
         except TimeoutError:
             logger.warning(
                 "%d requests are still in flight after %g s; stopping all the same",
-                self.http.in_flight,
+                self.admission.in_flight,
                 settings.exit_timeout_seconds,
             )
             self._status = self._status or 1
+        if grpc_stops:
+            await grpc_stops
 
 
 @contextmanager
@@ -178,6 +209,7 @@ def serve(
     started: Callable[[Service], Awaitable[int | None]] | None = None,
     metrics_port: int | None = None,
     tls: ssl.SSLContext | None = None,
+    grpc: GrpcSettings | None = None,
 ) -> int:
     """Run a service until SIGTERM or SIGINT; returns the exit status.
 
@@ -186,7 +218,14 @@ def serve(
 
     async def main() -> int:
         service = Service(
-            plane(), settings, metrics=metrics, routes=routes, started=started, metrics_port=metrics_port, tls=tls
+            plane(),
+            settings,
+            metrics=metrics,
+            routes=routes,
+            started=started,
+            metrics_port=metrics_port,
+            tls=tls,
+            grpc=grpc,
         )
         loop = asyncio.get_running_loop()
 

@@ -43,3 +43,28 @@ class ServerSettings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, JSON otherwise.")
     access_log: bool = Field(False, description="One line per request.")
+
+
+class GrpcSettings(BaseModel):
+    """How one process serves gRPC.  Its flags are the process's own; Triton's are in milliseconds, and so is this."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    port: int
+    address: str
+    reuse_port: bool = False
+    max_message_bytes: int = 0
+    """Of a request; 0 for as many as an HTTP body may have."""
+    response_compression: Literal["none", "low", "medium", "high"] = "none"
+    keepalive_milliseconds: int = 7_200_000
+    keepalive_timeout_milliseconds: int = 20_000
+    keepalive_without_calls: bool = False
+    max_pings_without_data: int = 2
+    min_ping_interval_milliseconds: int = 300_000
+    max_ping_strikes: int = 2
+    max_connection_age_milliseconds: int = 0
+    max_connection_age_grace_milliseconds: int = 0
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_roots: Path | None = None
+    """Given, callers must show a certificate that these have signed."""

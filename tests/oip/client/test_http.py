@@ -99,7 +99,9 @@ def test_infer(running, hand_off, binary_output):
     answer = infer(running.url, request, hand_off=hand_off, headers={"x-request-id": "mine"})
     assert answer.response == InferenceResponse("model", "1", (Tensor.of("y", ARRAY * 2),), "7")
     assert list(answer.stages) == ["read", "decode", "encode", "finish", "total"]
-    assert running.service.plane.contexts[-1].request_id == "mine"
+    context = running.service.plane.contexts[-1]
+    assert context.request_id == "mine"
+    assert "accept-encoding" not in context.headers  # to compress tensors costs more than it saves
 
 
 def test_infer_with_a_version_and_an_output(running):

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import logging
+import socket
 import threading
 import time
 import zlib
@@ -18,7 +19,7 @@ from oip import errors
 from oip.errors import InferenceError, InvalidArgument, Unavailable
 from oip.http_codec import HEADER_LENGTH, decode_response, encode_request
 from oip.messages import InferenceRequest
-from oip.server.http import drop_if_late, sooner
+from oip.server.door import drop_if_late, sooner
 from oip.server.settings import ServerSettings
 from oip.tensors import Tensor
 from oip.timing import parse_header
@@ -133,7 +134,7 @@ def assert_discreet(reply: Reply) -> None:
         ("POST", INFER, GOOD, {HEADER_LENGTH: "x"}, 400, "INVALID_ARG", HEADER_LENGTH),
         ("POST", INFER, GOOD, {HEADER_LENGTH: "\xff"}, 400, "INVALID_ARG", HEADER_LENGTH),
         ("POST", INFER, GOOD, {HEADER_LENGTH: str(len(GOOD) + 1)}, 400, "INVALID_ARG", "bytes"),
-        ("POST", INFER, GOOD, {HEADER_LENGTH: "0"}, 501, "UNSUPPORTED", "raw binary requests"),
+        ("POST", INFER, GOOD, {HEADER_LENGTH: "0"}, 400, "INVALID_ARG", "takes 8 bytes"),
         ("POST", "/v2/models/model/versions/x/infer", GOOD, {}, 400, "INVALID_ARG", "version is a number, got 'x'"),
         ("GET", f"/v2/models/model/versions/{'1' * 5000}", None, {}, 400, "INVALID_ARG", "version is a number"),
         ("GET", "/v2/models/model/versions/%C2%B2", None, {}, 400, "INVALID_ARG", "version is a number"),
@@ -382,9 +383,27 @@ def test_an_answer_that_nobody_takes_is_cut_off():
     with serving(plane, settings(body_timeout_seconds=0.3)) as running, Wire(running.url) as wire:
         wire.request("POST", INFER, body)
         until(lambda: plane.requests != [])
-        until(lambda: exchange(running.url, "GET", "/v2").status == 200 and running.service.http.in_flight == 0)
+        admission = running.service.http.admission
+        until(lambda: exchange(running.url, "GET", "/v2").status == 200 and admission.in_flight == 0)
         with pytest.raises(ConnectionError):
             wire.reply()
+
+
+def test_many_small_answers_that_nobody_takes_are_cut_off_too():
+    with serving(Plane(), settings(body_timeout_seconds=0.3)) as running, socket.socket() as caller:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        caller.settimeout(20)
+        caller.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
+        caller.sendall(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n" * 3000)
+
+        def settled() -> bool:
+            """Answers were given, but no more of them, and none is being written."""
+            before = metric(running.url, series)
+            return 100 < before == metric(running.url, series) - 1 and running.service.http.admission.in_flight == 0
+
+        series = 'tandem_requests_total{method="GET",route="/metrics",status="200"}'
+        until(settled)
+        assert metric(running.url, series) < 3000
 
 
 # --- Expect -----------------------------------------------------------------------------------------------------------
