@@ -127,6 +127,7 @@ class ModelLifecycle:
         )
         self._load_room = asyncio.Semaphore(load_threads)
         self._drain_seconds = drain_seconds
+        self._started = False
         self._models: dict[str, Model] = {}
         self._new: WeakValueDictionary[str, Model] = WeakValueDictionary()  # asked for, not found yet
         self._loaded = asyncio.Event()
@@ -142,7 +143,10 @@ class ModelLifecycle:
 
         Raises:
             NotFound: there is none.
+            Unavailable: nobody knows yet; sockets open a moment before the repository is read.
         """
+        if not self._started:
+            raise Unavailable("the server is starting, its models are not known yet", retry_after_seconds=1)
         try:
             return self._models[name]
         except KeyError:
@@ -200,7 +204,7 @@ class ModelLifecycle:
 
     def all_ready(self) -> bool:
         """Whether every version of every model that should serve is ready."""
-        return all(
+        return self._started and all(
             status.state is ModelState.READY
             for model in self._models.values()
             if model.wanted
@@ -226,6 +230,7 @@ class ModelLifecycle:
         """
         wanted = sorted(self._repository.models() if names is None else set(names))
         self._models = {name: Model(name, ModelState.LOADING, wanted=True) for name in wanted}
+        self._started = True
         self._spawn(self._load_all(wanted, poll_seconds))
 
     async def _load_all(self, names: Sequence[str], poll_seconds: float) -> None:

@@ -85,6 +85,22 @@ def run(repository, backend):
     return go
 
 
+def test_before_the_start_nothing_is_known_and_nothing_ready(repository, backend):
+    """A caller who is quicker than the start must not be told that its model does not exist."""
+    repository.path.mkdir()
+    repository.add("m", b"ok")
+
+    async def scenario():
+        life = ModelLifecycle(ModelRepository([repository.path]), lambda: backend, allowance=CpuAllowance(4.0))
+        assert not life.all_ready()
+        for ask in (life.model, life.version):
+            with pytest.raises(Unavailable, match="is starting") as caught:
+                ask("m")
+            assert caught.value.retry_after_seconds == 1
+
+    asyncio.run(scenario())
+
+
 def test_models_load_while_the_loop_answers(repository, run, backend):
     repository.add("m", b"ok")
     backend.gate.clear()
