@@ -7,7 +7,7 @@ Every method runs on the event loop and is quick, except where it is `async`.  W
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol, TypeVar
 
 from oip.errors import Unsupported
@@ -36,6 +36,10 @@ class InferenceStatistics:
     compute_output: Duration = Duration()
     cache_hit: Duration = Duration()
     cache_miss: Duration = Duration()
+
+
+DURATIONS = tuple(field.name for field in fields(InferenceStatistics))
+"""The names of the durations, in the order in which every transport writes them."""
 
 
 @dataclass(frozen=True, slots=True)

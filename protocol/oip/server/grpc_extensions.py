@@ -16,6 +16,7 @@ from oip.proto import message_class
 from oip.server.data_plane import RequestContext
 from oip.server.door import check_version
 from oip.server.extensions import (
+    DURATIONS,
     FILE_PREFIX,
     Duration,
     Extensions,
@@ -29,17 +30,6 @@ from oip.server.extensions import (
 )
 
 Answer = Callable[[bytes, RequestContext], Awaitable[bytes]]
-
-_DURATIONS = (
-    "success",
-    "fail",
-    "queue",
-    "compute_input",
-    "compute_infer",
-    "compute_output",
-    "cache_hit",
-    "cache_miss",
-)
 
 
 def extension_answers(extensions: Extensions) -> dict[str, Answer]:
@@ -214,7 +204,7 @@ def _statistics(statistics: ModelStatistics) -> Mapping[str, Any]:
         "last_inference": statistics.last_inference_milliseconds,
         "inference_count": statistics.inference_count,
         "execution_count": statistics.execution_count,
-        "inference_stats": {name: _duration(getattr(statistics.inference, name)) for name in _DURATIONS},
+        "inference_stats": {name: _duration(getattr(statistics.inference, name)) for name in DURATIONS},
         "batch_stats": [
             {
                 "batch_size": batch.batch_size,

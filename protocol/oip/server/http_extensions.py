@@ -19,6 +19,7 @@ from oip import json_text
 from oip.errors import InvalidArgument
 from oip.server.door import check_version
 from oip.server.extensions import (
+    DURATIONS,
     FILE_PREFIX,
     BatchStatistics,
     Duration,
@@ -33,17 +34,6 @@ from oip.server.extensions import (
 )
 
 ReadBody = Callable[[web.Request], Awaitable[bytearray]]
-
-_DURATIONS = (
-    "success",
-    "fail",
-    "queue",
-    "compute_input",
-    "compute_infer",
-    "compute_output",
-    "cache_hit",
-    "cache_miss",
-)
 
 
 def extension_routes(extensions: Extensions, read_body: ReadBody) -> list[web.RouteDef]:
@@ -256,7 +246,7 @@ def encode_statistics(statistics: ModelStatistics) -> dict[str, Any]:
         "last_inference": statistics.last_inference_milliseconds,
         "inference_count": statistics.inference_count,
         "execution_count": statistics.execution_count,
-        "inference_stats": {name: _duration(getattr(statistics.inference, name)) for name in _DURATIONS},
+        "inference_stats": {name: _duration(getattr(statistics.inference, name)) for name in DURATIONS},
         "response_stats": {},
         "batch_stats": [_batch(each) for each in statistics.batches],
         "memory_usage": [],
